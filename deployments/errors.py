@@ -1,0 +1,134 @@
+"""The errors of the service, one tree; every class pickles, so an error crosses processes unchanged.
+
+ServiceError
+├── InvalidRequest        400
+│   ├── InvalidParameter        a field of the request, named by `param`
+│   ├── ContextLengthExceeded   the prompt does not fit the model
+│   └── PayloadTooLarge   413   the body is longer than the limit
+├── Unauthenticated       401
+├── PermissionDenied      403
+├── NotFound              404
+│   └── ModelNotFound
+├── MethodNotAllowed      405
+├── Overloaded            503   come back after `retry_after_s`
+├── DeadlineExceeded      504   the answer did not come within the service's own limit
+└── EngineError           500
+    ├── GenerationFailed        this request; the next may succeed
+    └── EngineDead              this replica; its health check fails and it is replaced
+"""
+
+
+class ServiceError(Exception):
+    """Root of the tree. `status` is the HTTP status, `code` a stable word for programs, `param` the field at fault."""
+
+    status = 500
+    code = "internal_error"
+    param: str | None = None
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else self.code
+
+
+class InvalidRequest(ServiceError):
+    status = 400
+    code = "invalid_request"
+
+
+class InvalidParameter(InvalidRequest):
+    """InvalidParameter(message, param)"""
+
+    code = "invalid_parameter"
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message, param)
+        self.param = param
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """ContextLengthExceeded(num_prompt_tokens, context_length)"""
+
+    code = "context_length_exceeded"
+    param = "prompt"
+
+    def __init__(self, num_prompt_tokens: int, context_length: int) -> None:
+        super().__init__(num_prompt_tokens, context_length)
+
+    @property
+    def message(self) -> str:
+        num_prompt_tokens, context_length = self.args
+        return (
+            f"the prompt has {num_prompt_tokens} tokens; the model's context holds {context_length}, "
+            "and at least one must be left for the output"
+        )
+
+
+class PayloadTooLarge(InvalidRequest):
+    status = 413
+    code = "payload_too_large"
+
+
+class Unauthenticated(ServiceError):
+    status = 401
+    code = "unauthenticated"
+
+
+class PermissionDenied(ServiceError):
+    status = 403
+    code = "permission_denied"
+
+
+class NotFound(ServiceError):
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """ModelNotFound(model)"""
+
+    code = "model_not_found"
+    param = "model"
+
+    @property
+    def message(self) -> str:
+        return f"the model {self.args[0]!r} does not exist; GET /v1/models lists those that do"
+
+
+class MethodNotAllowed(ServiceError):
+    """MethodNotAllowed(message, allow): `allow` names the methods that the path does have, as in the Allow header."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message, allow)
+        self.allow = allow
+
+
+class Overloaded(ServiceError):
+    """Overloaded(message, retry_after_s)"""
+
+    status = 503
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ServiceError):
+    status = 504
+    code = "deadline_exceeded"
+
+
+class EngineError(ServiceError):
+    status = 500
+    code = "engine_error"
+
+
+class GenerationFailed(EngineError):
+    code = "generation_failed"
+
+
+class EngineDead(EngineError):
+    code = "engine_dead"
