@@ -1,0 +1,78 @@
+"""What an engine promises to the generator node: token ids in, token ids and log-probabilities out, no text."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from deployments.types import FinishReason, GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RawLogprobs:
+    """At one position: the raw log-probability of the token there, and the likeliest tokens, likeliest first."""
+
+    token_id: int
+    logprob: float
+    top_token_ids: Sequence[int]
+    top_logprobs: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """New tokens of sequence `index`, with one entry of `logprobs` for each where asked for.
+
+    `prompt_logprobs`, where asked for, comes once, with or before the first tokens of sequence 0: one entry for each
+    prompt token, None for the first. `num_cached_tokens` is how much of the prompt was found in the cache.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[RawLogprobs, ...] | None = None
+    prompt_logprobs: tuple[RawLogprobs | None, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine holds at this moment."""
+
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_blocks: int
+
+
+class Generation(Protocol):
+    """A request being answered: iterate over it for what is new, each item holding everything since the last one.
+
+    Iteration raises GenerationFailed and EngineDead.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Sequence[TokenDelta]]: ...
+
+    def stop_sequence(self, index: int) -> None:
+        """Ends one sequence, because its text is complete; the others go on."""
+
+    def close(self) -> None:
+        """Ends all its sequences and frees what they hold, within one step of the engine. May be called twice."""
+
+
+class Engine(Protocol):
+    """A language model that continues many sequences at once."""
+
+    async def start(self) -> None:
+        """Loads the model. Raises what tells why it cannot."""
+
+    def submit(self, request: GenerateRequest) -> Generation:
+        """Queues the request. Raises InvalidParameter, ContextLengthExceeded, Overloaded, EngineDead."""
+
+    def stats(self) -> EngineStats:
+        """A snapshot."""
+
+    async def check_health(self) -> None:
+        """Raises EngineDead when the engine cannot answer any more."""
+
+    async def stop(self) -> None:
+        """Ends all requests with EngineDead and frees the model."""

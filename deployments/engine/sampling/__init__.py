@@ -1,0 +1,1 @@
+"""The steps of choosing a token: edits of the logits, truncation, the draw and log-probabilities; knows no model."""
