@@ -1,0 +1,186 @@
+"""The engine's step: schedule, run, sample, update. Synchronous; knows no threads, no event loop and no text."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deployments.config import EngineConfig
+from deployments.engine.block_manager import BlockManager
+from deployments.engine.model_runner import ModelRunner
+from deployments.engine.protocol import EngineStats, RawLogprobs, TokenDelta
+from deployments.engine.sampler import Sampler, SamplerRow
+from deployments.engine.sampling.sequence_state import SequenceState
+from deployments.engine.scheduler import Advanced, Batch, ScheduledSequence, Scheduler
+from deployments.engine.sequence import Sequence as TokenSequence
+from deployments.errors import GenerationFailed, ServiceError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step brought: new tokens by the group of their sequence, and why it failed some groups."""
+
+    deltas: dict[int, list[TokenDelta]] = field(default_factory=dict)
+    failed: dict[int, ServiceError] = field(default_factory=dict)
+
+
+class EngineCore:
+    """Owns the sequences of all requests and the model that continues them. To be used from one thread."""
+
+    def __init__(self, runner: ModelRunner, sampler: Sampler, config: EngineConfig) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._blocks = BlockManager(
+            runner.num_blocks,
+            config.block_size,
+            enable_prefix_reuse=config.enable_prefix_reuse and runner.prefix_reuse,
+        )
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_batched_tokens=config.max_batched_tokens,
+            chunked_prefill=runner.chunked_prefill,
+        )
+        self._sequences: dict[int, list[TokenSequence]] = {}
+        self._sampler_states: dict[int, SequenceState] = {}
+        self._prompt_logprobs: dict[int, list[RawLogprobs | None]] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_free_blocks=self._blocks.num_free,
+            num_blocks=self._blocks.num_blocks,
+        )
+
+    def add(self, group: int, sequences: Sequence[TokenSequence]) -> None:
+        self._sequences[group] = list(sequences)
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+
+    def remove(self, group: int, indexes: Sequence[int] | None = None) -> None:
+        """Ends the sequences of a group, or those of its sequences; what they held is free for the next step."""
+        sequences = self._sequences.get(group, [])
+        ended = [sequence for sequence in sequences if indexes is None or sequence.index in indexes]
+        self._scheduler.remove(ended)
+        self._release_caches()
+        self._forget(ended)
+
+    def step(self) -> StepResult:
+        """Computes the next tokens of some sequences.
+
+        A model that raises, or answers with what is no number, fails the requests of this batch only.
+        """
+        batch = self._scheduler.schedule()
+        self._release_caches()
+        if batch is None:
+            raise RuntimeError("sequences wait and none of them can be scheduled")
+        result = StepResult()
+        try:
+            self._compute(batch, result)
+        except Exception:
+            # Out of memory, most likely: what is in the batch is lost, what waits is not.
+            logger.exception("a step of %d tokens failed", batch.num_tokens)
+            error = GenerationFailed("the model could not compute this request")
+            result.failed.update({item.sequence.group: error for item in batch.scheduled})
+        for group in result.failed:
+            result.deltas.pop(group, None)
+            self.remove(group)
+        return result
+
+    def _compute(self, batch: Batch, result: StepResult) -> None:
+        logits = self._runner.run(batch)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        sampling: list[ScheduledSequence] = []
+        sampling_rows: list[int] = []
+        first_row = 0
+        for item in batch.scheduled:
+            last_row = first_row + item.num_logits
+            if item.sequence.wants_prompt_logprobs:
+                try:
+                    self._record_prompt_logprobs(item, logits[first_row:last_row])
+                except GenerationFailed as error:
+                    result.failed[item.sequence.group] = error
+            if item.samples:
+                sampling.append(item)
+                sampling_rows.append(last_row - 1)
+            first_row = last_row
+        token_ids: dict[int, int] = {}
+        logprobs: dict[int, RawLogprobs | None] = {}
+        if sampling:
+            rows = [self._sampler_row(item.sequence) for item in sampling]
+            sampled = self._sampler.sample(logits[sampling_rows], rows)
+            for row, item in enumerate(sampling):
+                if row in sampled.failed:
+                    result.failed[item.sequence.group] = sampled.failed[row]
+                else:
+                    token_ids[item.sequence.key] = sampled.token_ids[row]
+                    logprobs[item.sequence.key] = sampled.logprobs[row]
+        for advanced in self._scheduler.update(batch, token_ids):
+            self._report(advanced, logprobs[advanced.sequence.key], result)
+        self._release_caches()
+
+    def _report(self, advanced: Advanced, logprobs: RawLogprobs | None, result: StepResult) -> None:
+        sequence = advanced.sequence
+        delta = TokenDelta(
+            index=sequence.index,
+            token_ids=(advanced.token_id,),
+            logprobs=None if logprobs is None else (logprobs,),
+            prompt_logprobs=self._take_prompt_logprobs(sequence),
+            finish_reason=advanced.finish_reason,
+            stop_token_id=advanced.stop_token_id,
+            num_cached_tokens=sequence.num_cached or 0,
+        )
+        result.deltas.setdefault(sequence.group, []).append(delta)
+        if advanced.finish_reason is not None:
+            self._forget([sequence])
+
+    def _record_prompt_logprobs(self, item: ScheduledSequence, logits: Tensor) -> None:
+        """The logits at a position are those of the token after it, as long as that belongs to the prompt."""
+        sequence = item.sequence
+        num_top = sequence.params.prompt_logprobs
+        next_token_ids = list(sequence.prompt_token_ids[item.start + 1 : item.end + 1])
+        if num_top is not None and next_token_ids:
+            recorded = self._prompt_logprobs.setdefault(sequence.key, [None])
+            # After a preemption the prompt is computed again, from its beginning.
+            del recorded[item.start + 1 :]
+            recorded += self._sampler.logprobs_of(logits[: len(next_token_ids)], next_token_ids, num_top)
+
+    def _take_prompt_logprobs(self, sequence: TokenSequence) -> tuple[RawLogprobs | None, ...] | None:
+        if not sequence.wants_prompt_logprobs:
+            return None
+        sequence.wants_prompt_logprobs = False
+        return tuple(self._prompt_logprobs.pop(sequence.key, [None]))
+
+    def _release_caches(self) -> None:
+        for sequence in self._scheduler.take_released():
+            self._runner.release(sequence)
+
+    def _forget(self, ended: Sequence[TokenSequence]) -> None:
+        for sequence in ended:
+            self._prompt_logprobs.pop(sequence.key, None)
+            self._sampler_states.pop(sequence.key, None)
+            self._sequences[sequence.group].remove(sequence)
+            if not self._sequences[sequence.group]:
+                del self._sequences[sequence.group]
+
+    def _sampler_row(self, sequence: TokenSequence) -> SamplerRow:
+        if sequence.key not in self._sampler_states:
+            self._sampler_states[sequence.key] = self._sampler.new_state(sequence.params, sequence.prompt_token_ids)
+        return SamplerRow(
+            params=sequence.params,
+            sequence_index=sequence.index,
+            position=len(sequence.output_token_ids),
+            prompt_token_ids=sequence.prompt_token_ids,
+            output_token_ids=sequence.output_token_ids,
+            state=self._sampler_states[sequence.key],
+        )

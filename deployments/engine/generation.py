@@ -1,0 +1,70 @@
+"""The bridge from the engine's step thread to the event loop that waits for a request's tokens."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from deployments.engine.protocol import TokenDelta
+
+
+class QueuedGeneration:
+    """Implements `Generation`. All its methods run on `loop`, to which the step thread hands its calls.
+
+    `stop` tells the engine to end sequences; `forget` that nothing is awaited any more.
+    """
+
+    def __init__(
+        self,
+        indexes: Sequence[int],
+        *,
+        stop: Callable[[Sequence[int]], None],
+        forget: Callable[[], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._open = set(indexes)
+        self._stop = stop
+        self._forget = forget
+        self._deltas: list[TokenDelta] = []
+        self._error: Exception | None = None
+        self._changed = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[TokenDelta]]:
+        while True:
+            if self._deltas:
+                deltas, self._deltas = self._deltas, []
+                yield deltas
+            elif self._error is not None:
+                raise self._error
+            elif not self._open:
+                return
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def put(self, deltas: Sequence[TokenDelta]) -> None:
+        for delta in deltas:
+            if delta.index in self._open:
+                self._deltas.append(delta)
+                if delta.finish_reason is not None:
+                    self._end({delta.index})
+        self._changed.set()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self._end(self._open)
+        self._changed.set()
+
+    def stop_sequence(self, index: int) -> None:
+        if index in self._open:
+            self._stop([index])
+            self._end({index})
+            self._deltas = [delta for delta in self._deltas if delta.index != index]
+
+    def close(self) -> None:
+        if self._open:
+            self._stop(sorted(self._open))
+            self._end(self._open)
+
+    def _end(self, indexes: set[int]) -> None:
+        self._open = self._open - indexes
+        if not self._open:
+            self._forget()

@@ -1,0 +1,186 @@
+"""Who is computed in the next step. Pure bookkeeping: no torch, no asyncio, no clock.
+
+Every step computes the next tokens of some sequences: one token for a sequence that is generating, a piece of the
+prompt for one that is not there yet. Both are the same thing, "the tokens that are known but not computed", so
+prompts, generation and recomputation after a preemption need no separate paths. Sequences join and leave between steps.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from deployments.engine.block_manager import BlockManager
+from deployments.engine.sequence import Sequence
+from deployments.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """Tokens start..end of a sequence, to be computed in this step. With `samples`, the step ends with its next token."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def samples(self) -> bool:
+        return self.end == self.sequence.num_tokens
+
+    @property
+    def num_logits(self) -> int:
+        """For how many of its last positions the model's logits are needed."""
+        if self.sequence.wants_prompt_logprobs and self.start < len(self.sequence.prompt_token_ids):
+            return self.num_tokens
+        return 1 if self.samples else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    scheduled: tuple[ScheduledSequence, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """What a step did for one sequence: the token it got, and whether that ended it."""
+
+    sequence: Sequence
+    token_id: int
+    finish_reason: FinishReason | None
+    stop_token_id: int | None
+
+
+class Scheduler:
+    """First come, first served, within `max_num_seqs` sequences and `max_batched_tokens` tokens for each step.
+
+    When the cache is full, the sequence that came last gives its blocks back and is computed again later: nothing is
+    lost, since its tokens are known. Without `chunked_prefill` a sequence's known tokens are computed in one piece.
+    """
+
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_batched_tokens: int,
+        chunked_prefill: bool = True,
+    ) -> None:
+        self._blocks = block_manager
+        self._max_num_seqs = max_num_seqs
+        self._max_batched_tokens = max_batched_tokens
+        self._chunked_prefill = chunked_prefill
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._released: list[Sequence] = []
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues the sequence. Sequences of one request must be added in the order of their index."""
+        self._waiting.append(sequence)
+
+    def remove(self, sequences: Iterable[Sequence]) -> None:
+        """Forgets the sequences, wherever they are, and frees what they hold."""
+        gone = {sequence.key for sequence in sequences}
+        for sequence in [*self._running, *self._waiting]:
+            if sequence.key in gone:
+                self._release(sequence)
+        self._running = [sequence for sequence in self._running if sequence.key not in gone]
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.key not in gone)
+
+    def take_released(self) -> list[Sequence]:
+        """The sequences that gave their cache back since the last call."""
+        released, self._released = self._released, []
+        return released
+
+    def schedule(self) -> Batch | None:
+        """The next step's batch, or None when there is nothing to compute."""
+        scheduled: dict[int, ScheduledSequence] = {}
+        budget = self._max_batched_tokens
+        # Those that generate go first, so that a long prompt delays nobody by more than one step.
+        for sequence in sorted(self._running, key=lambda sequence: sequence.num_tokens - sequence.num_computed > 1):
+            if sequence not in self._running:
+                continue  # preempted in this very step
+            end = self._end(sequence, budget, is_first=not scheduled)
+            if end > sequence.num_computed:
+                preempted = self._make_room(sequence, end)
+                budget += sum(scheduled.pop(other.key).num_tokens for other in preempted if other.key in scheduled)
+                if sequence not in preempted:
+                    scheduled[sequence.key] = ScheduledSequence(sequence, sequence.num_computed, end)
+                    budget -= end - sequence.num_computed
+        for sequence in list(self._waiting):
+            if len(self._running) >= self._max_num_seqs or budget < 1:
+                break
+            if self._awaits_sibling(sequence):
+                continue
+            if not self._blocks.can_admit(sequence):
+                break
+            self._blocks.admit(sequence)
+            end = self._end(sequence, budget, is_first=not scheduled)
+            if end <= sequence.num_computed or not self._blocks.extend(sequence, end):
+                self._blocks.release(sequence)
+                break
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+            scheduled[sequence.key] = ScheduledSequence(sequence, sequence.num_computed, end)
+            budget -= end - sequence.num_computed
+        return Batch(tuple(scheduled.values())) if scheduled else None
+
+    def update(self, batch: Batch, token_ids: Mapping[int, int]) -> list[Advanced]:
+        """Records a computed batch and the tokens sampled for it, by the key of the sequence."""
+        advanced = []
+        for item in batch.scheduled:
+            sequence = item.sequence
+            self._blocks.commit(sequence, item.end)
+            if sequence.key in token_ids:
+                token_id = token_ids[sequence.key]
+                finish_reason, stop_token_id = sequence.append(token_id)
+                advanced.append(Advanced(sequence, token_id, finish_reason, stop_token_id))
+        self.remove([item.sequence for item in advanced if item.finish_reason is not None])
+        return advanced
+
+    def _end(self, sequence: Sequence, budget: int, *, is_first: bool) -> int:
+        """Up to which token the sequence can be computed now."""
+        wanted = sequence.num_tokens - sequence.num_computed
+        if self._chunked_prefill:
+            return sequence.num_computed + min(wanted, budget)
+        # In one piece: a prompt above the budget has a step of its own.
+        return sequence.num_tokens if wanted <= budget or is_first else sequence.num_computed
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> list[Sequence]:
+        """Finds blocks for the sequence, if need be by preempting those that came last, itself at the end; they are
+        returned."""
+        preempted: list[Sequence] = []
+        while sequence not in preempted and not self._blocks.extend(sequence, num_tokens):
+            last = self._running.pop()
+            self._release(last)
+            self._waiting.appendleft(last)
+            preempted.append(last)
+        return preempted
+
+    def _awaits_sibling(self, sequence: Sequence) -> bool:
+        """Whether a sibling computes the same prompt at this moment: waiting for it spares the computation."""
+        if sequence.index == 0:
+            return False
+        num_prompt = len(sequence.prompt_token_ids)
+        return any(
+            other.group == sequence.group and other.index == 0 and other.num_computed < num_prompt
+            for other in self._running
+        )
+
+    def _release(self, sequence: Sequence) -> None:
+        self._blocks.release(sequence)
+        self._released.append(sequence)

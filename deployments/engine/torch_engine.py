@@ -1,0 +1,217 @@
+"""The default engine: continuous batching on torch, stepping in a thread of its own.
+
+The event loop hands requests in and takes tokens out; sequences, cache blocks and tensors belong to the step thread
+alone, so that none of them needs a lock.
+"""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from deployments.config import EngineConfig
+from deployments.engine.core import EngineCore, StepResult
+from deployments.engine.generation import QueuedGeneration
+from deployments.engine.model_runner import ModelRunner, load_runner
+from deployments.engine.protocol import EngineStats, Generation
+from deployments.engine.sampler import Sampler
+from deployments.engine.sequence import Sequence as TokenSequence
+from deployments.errors import ContextLengthExceeded, EngineDead, InvalidParameter, Overloaded
+from deployments.types import GenerateRequest, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class TorchEngine:
+    """Implements `Engine` for a model directory in Hugging Face layout."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: EngineConfig,
+        *,
+        context_length: int,
+        eos_token_ids: frozenset[int],
+        load: Callable[[Path, EngineConfig], ModelRunner] = load_runner,
+    ) -> None:
+        self._path = path
+        self._config = config
+        self._context_length = context_length
+        self._eos_token_ids = eos_token_ids
+        self._load = load
+        self._vocab_size = 0
+        self._keys = itertools.count()
+        self._generations: dict[int, QueuedGeneration] = {}
+        self._stats = EngineStats(0, 0, 0, 0)
+        # Guards everything below.
+        self._changed = threading.Condition()
+        self._commands: list[Callable[[EngineCore], None]] = []
+        self._num_submitted = 0
+        self._stopping = False
+        self._dead: str | None = "the engine is not started"
+        self._thread: threading.Thread | None = None
+
+    async def start(self) -> None:
+        core = await asyncio.to_thread(self._prepare)
+        self._dead = None
+        self._thread = threading.Thread(target=self._run, args=(core,), name="engine-step", daemon=True)
+        self._thread.start()
+
+    def _prepare(self) -> EngineCore:
+        runner = self._load(self._path, self._config)
+        capacity = runner.num_blocks * self._config.block_size
+        if capacity < self._context_length:
+            raise ValueError(
+                f"kv_cache_bytes {self._config.kv_cache_bytes} holds {capacity} tokens, less than the model's context "
+                f"of {self._context_length}: raise kv_cache_bytes, or set context_length"
+            )
+        self._vocab_size = runner.vocab_size
+        core = EngineCore(runner, Sampler(runner.vocab_size, self._eos_token_ids, runner.device), self._config)
+        self._stats = core.stats()
+        return core
+
+    def submit(self, request: GenerateRequest) -> Generation:
+        check_token_ids(request, self._vocab_size)
+        num_prompt = len(request.prompt_token_ids)
+        if num_prompt >= self._context_length:
+            raise ContextLengthExceeded(num_prompt, self._context_length)
+        group = next(self._keys)
+        sequences = [
+            self._sequence(request, group, index)
+            for index in range(request.num_sequences)
+            if index not in request.complete
+        ]
+        generation = QueuedGeneration(
+            [sequence.index for sequence in sequences],
+            stop=lambda indexes: self._command(lambda core: core.remove(group, indexes)),
+            forget=lambda: self._forget(group),
+        )
+        with self._changed:
+            if self._dead is not None:
+                raise EngineDead(self._dead)
+            self._refuse_beyond_queue()
+            self._generations[group] = generation
+            self._num_submitted += len(sequences)
+        self._command(lambda core: self._add(core, group, sequences))
+        return generation
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    async def check_health(self) -> None:
+        if self._dead is not None:
+            raise EngineDead(self._dead)
+
+    async def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _sequence(self, request: GenerateRequest, group: int, index: int) -> TokenSequence:
+        return TokenSequence(
+            key=next(self._keys),
+            group=group,
+            index=index,
+            prompt_token_ids=tuple(request.prompt_token_ids),
+            params=request.sampling,
+            eos_token_ids=self._eos_token_ids,
+            context_length=self._context_length,
+            cache_salt=request.cache_salt,
+            output_token_ids=list(request.generated[index]) if request.generated else [],
+            wants_prompt_logprobs=index == 0 and request.sampling.prompt_logprobs is not None,
+        )
+
+    def _forget(self, group: int) -> None:
+        self._generations.pop(group, None)
+
+    def _refuse_beyond_queue(self) -> None:
+        num_waiting = self._stats.num_waiting + self._num_submitted
+        if num_waiting >= self._config.max_queued_sequences:
+            raise Overloaded(f"{num_waiting} sequences are waiting to be generated already; try again later")
+
+    def _command(self, command: Callable[[EngineCore], None]) -> None:
+        with self._changed:
+            self._commands.append(command)
+            self._changed.notify()
+
+    def _add(self, core: EngineCore, group: int, sequences: Sequence[TokenSequence]) -> None:
+        core.add(group, sequences)
+        with self._changed:
+            self._num_submitted -= len(sequences)
+            self._stats = core.stats()
+
+    def _run(self, core: EngineCore) -> None:
+        """The step thread: does what it is asked, steps while there is work, and sleeps otherwise."""
+        reason = "the engine was stopped"
+        try:
+            while self._obey(core):
+                self._deliver(core.step())
+                self._stats = core.stats()
+        except BaseException as error:
+            logger.exception("the step thread died")
+            reason = f"the step thread died of {type(error).__name__}"
+        finally:
+            with self._changed:
+                self._dead = reason
+                generations = list(self._generations.values())
+            for generation in generations:
+                _call(generation.loop, generation.fail, EngineDead(reason))
+
+    def _obey(self, core: EngineCore) -> bool:
+        """Carries out all commands; waits while there is nothing to compute. False when the engine shall stop."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._commands or self._stopping or core.has_work)
+                commands, self._commands = self._commands, []
+                if self._stopping:
+                    return False
+            for command in commands:
+                command(core)
+            self._stats = core.stats()
+            if core.has_work:
+                return True
+
+    def _deliver(self, result: StepResult) -> None:
+        """Hands a step's tokens to the event loops that wait for them: one wake-up for each loop and step."""
+        deliveries: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+        for group, deltas in result.deltas.items():
+            if (generation := self._generations.get(group)) is not None:
+                deliveries.setdefault(generation.loop, []).append(functools.partial(generation.put, deltas))
+        for group, error in result.failed.items():
+            if (generation := self._generations.get(group)) is not None:
+                deliveries.setdefault(generation.loop, []).append(functools.partial(generation.fail, error))
+        for loop, calls in deliveries.items():
+            _call(loop, _call_all, calls)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:
+    # A loop that is closed has nobody waiting any more.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
+
+
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def check_token_ids(request: GenerateRequest, vocab_size: int) -> None:
+    """Raises InvalidParameter, naming the field, when a token id of the request is outside the vocabulary."""
+    sampling: SamplingParams = request.sampling
+    fields = {
+        "prompt": request.prompt_token_ids,
+        "generated": [token_id for token_ids in request.generated for token_id in token_ids],
+        "stop_token_ids": sampling.stop_token_ids,
+        "logit_bias": [token_id for token_id, _ in sampling.logit_bias],
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+    }
+    for name, token_ids in fields.items():
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidParameter(f"token id {token_id} is not in the vocabulary of {vocab_size} tokens", name)

@@ -1,0 +1,208 @@
+"""The generator node: one base model, from prompt token ids to text. A plain class; knows no Ray and no dialect."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from deployments.config import ModelConfig
+from deployments.engine.protocol import Engine, EngineStats, Generation, RawLogprobs, TokenDelta
+from deployments.engine.sequence_text import SequenceText
+from deployments.errors import EngineDead
+from deployments.model_files import ModelFiles, read_model_files
+from deployments.model_source import resolve
+from deployments.model_tokenizer import load_tokenizer
+from deployments.token_bytes import TokenBytes
+from deployments.types import (
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    GenerateResult,
+    PositionLogprobs,
+    SequenceOutput,
+    TokenLogprob,
+    Usage,
+)
+
+MakeEngine = Callable[[ModelConfig, ModelFiles], Engine]
+
+
+class GeneratorNode:
+    """Implements `deployments.graph.Generator`. To be started before use."""
+
+    def __init__(self, model: ModelConfig, home: Path | None = None, *, make_engine: MakeEngine | None = None) -> None:
+        self._model = model
+        self._home = home
+        self._make_engine = make_engine or make_torch_engine
+        self._engine: Engine | None = None
+        self._token_bytes: TokenBytes | None = None
+
+    async def start(self) -> None:
+        """Loads the model. Raises ModelSourceError, or what the engine raises, when it cannot be loaded."""
+        directory = await asyncio.to_thread(resolve, self._model.source, self._home)
+        files = read_model_files(directory)
+        self._token_bytes = TokenBytes(await asyncio.to_thread(load_tokenizer, directory))
+        engine = self._make_engine(self._model, files)
+        await engine.start()
+        self._engine = engine
+
+    async def stop(self) -> None:
+        """Ends all requests with EngineDead."""
+        if self._engine is not None:
+            await self._engine.stop()
+
+    async def check_health(self) -> None:
+        await self._started()[0].check_health()
+
+    def stats(self) -> EngineStats:
+        return self._started()[0].stats()
+
+    async def generate(self, request: GenerateRequest) -> GenerateResult:
+        parts = [_SequenceParts() for _ in range(request.num_sequences)]
+        prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+        usage = Usage(len(request.prompt_token_ids), 0)
+        async for chunk in self.stream(request):
+            parts[chunk.index].add(chunk)
+            prompt_logprobs = chunk.prompt_logprobs or prompt_logprobs
+            usage = chunk.usage or usage
+        sequences = tuple(part.output(index) for index, part in enumerate(parts))
+        return GenerateResult(sequences, prompt_logprobs, usage)
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        engine, token_bytes = self._started()
+        answer = _Answer(request, token_bytes)
+        generation = engine.submit(request)
+        try:
+            async for deltas in generation:
+                for chunk in answer.chunks(deltas, generation):
+                    yield chunk
+        finally:
+            generation.close()
+
+    def _started(self) -> tuple[Engine, TokenBytes]:
+        if self._engine is None or self._token_bytes is None:
+            raise EngineDead("the generator is not started")
+        return self._engine, self._token_bytes
+
+
+def make_torch_engine(model: ModelConfig, files: ModelFiles) -> Engine:
+    """The default engine for a model directory."""
+    # Imported here: whoever composes the graph without running a model does not load torch.
+    from deployments.engine.torch_engine import TorchEngine
+
+    return TorchEngine(
+        files.directory,
+        model.engine,
+        context_length=min(model.context_length or files.context_length, files.context_length),
+        eos_token_ids=frozenset(files.eos_token_ids),
+    )
+
+
+class _Answer:
+    """The text and the counts of a request's sequences, as their tokens arrive."""
+
+    def __init__(self, request: GenerateRequest, token_bytes: TokenBytes) -> None:
+        self._sampling = request.sampling
+        self._token_bytes = token_bytes
+        self._texts = [
+            SequenceText(token_bytes, request.prompt_token_ids, request.sampling) for _ in range(request.num_sequences)
+        ]
+        self._open = set(range(request.num_sequences)) - request.complete
+        self._usage = Usage(len(request.prompt_token_ids), sum(len(token_ids) for token_ids in request.generated))
+        for index, token_ids in enumerate(request.generated):
+            if index in self._open:
+                self._texts[index].append(token_ids)
+
+    def chunks(self, deltas: Sequence[TokenDelta], generation: Generation) -> list[GenerateChunk]:
+        """One chunk for each sequence that has something new; ends those in `generation` whose text is complete."""
+        merged: dict[int, list[TokenDelta]] = {}
+        for delta in deltas:
+            merged.setdefault(delta.index, []).append(delta)
+        return [self._chunk(index, parts, generation) for index, parts in merged.items()]
+
+    def _chunk(self, index: int, deltas: Sequence[TokenDelta], generation: Generation) -> GenerateChunk:
+        last = deltas[-1]
+        token_ids = [token_id for delta in deltas for token_id in delta.token_ids]
+        piece = self._texts[index].append(token_ids[:-1] if self._is_hidden(last) else token_ids)
+        text, finish_reason = piece.text, piece.finish_reason
+        stop_reason: str | int | None = piece.stop_reason
+        if finish_reason is not None:
+            token_ids = token_ids[: piece.num_tokens]
+            generation.stop_sequence(index)
+        elif last.finish_reason is not None:
+            finish_reason, stop_reason = last.finish_reason, last.stop_token_id
+            text += self._texts[index].finish()
+        if finish_reason is not None:
+            self._open.discard(index)
+        self._usage = replace(
+            self._usage,
+            completion_tokens=self._usage.completion_tokens + len(token_ids),
+            cached_tokens=last.num_cached_tokens if index == 0 else self._usage.cached_tokens,
+        )
+        return GenerateChunk(
+            index=index,
+            token_ids=tuple(token_ids),
+            text=text,
+            logprobs=self._logprobs(deltas, len(token_ids)),
+            prompt_logprobs=self._prompt_logprobs(deltas),
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            usage=None if self._open else self._usage,
+        )
+
+    def _is_hidden(self, delta: TokenDelta) -> bool:
+        """Whether the last token ends the sequence and is no part of its text: the end-of-text token, or a special one."""
+        if delta.finish_reason is not FinishReason.STOP or self._sampling.include_stop_str_in_output:
+            return False
+        return delta.stop_token_id is None or self._token_bytes.is_special(delta.stop_token_id)
+
+    def _logprobs(self, deltas: Sequence[TokenDelta], num_tokens: int) -> tuple[PositionLogprobs, ...] | None:
+        if self._sampling.logprobs is None:
+            return None
+        raw = [position for delta in deltas for position in delta.logprobs or ()]
+        return tuple(self._position(position) for position in raw[:num_tokens])
+
+    def _prompt_logprobs(self, deltas: Sequence[TokenDelta]) -> tuple[PositionLogprobs | None, ...] | None:
+        for delta in deltas:
+            if delta.prompt_logprobs is not None:
+                return tuple(None if raw is None else self._position(raw) for raw in delta.prompt_logprobs)
+        return None
+
+    def _position(self, raw: RawLogprobs) -> PositionLogprobs:
+        top = zip(raw.top_token_ids, raw.top_logprobs, strict=True)
+        return PositionLogprobs(
+            chosen=self._token(raw.token_id, raw.logprob),
+            top=tuple(self._token(token_id, logprob) for token_id, logprob in top),
+        )
+
+    def _token(self, token_id: int, logprob: float) -> TokenLogprob:
+        return TokenLogprob(token_id, logprob, self._token_bytes.text(token_id))
+
+
+@dataclass(slots=True)
+class _SequenceParts:
+    """The chunks of one sequence, put together."""
+
+    token_ids: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[PositionLogprobs] | None = None
+    finish_reason: FinishReason = FinishReason.LENGTH
+    stop_reason: str | int | None = None
+
+    def add(self, chunk: GenerateChunk) -> None:
+        self.token_ids += chunk.token_ids
+        self.texts.append(chunk.text)
+        if chunk.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + list(chunk.logprobs)
+        if chunk.finish_reason is not None:
+            self.finish_reason, self.stop_reason = chunk.finish_reason, chunk.stop_reason
+
+    def output(self, index: int) -> SequenceOutput:
+        return SequenceOutput(
+            index=index,
+            token_ids=tuple(self.token_ids),
+            text="".join(self.texts),
+            logprobs=None if self.logprobs is None else tuple(self.logprobs),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )

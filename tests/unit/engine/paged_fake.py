@@ -1,0 +1,56 @@
+"""A model runner whose "model" reads the tokens it was given back from the cache: wrong paging gives wrong tokens."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deployments.engine.scheduler import Batch
+from deployments.engine.sequence import Sequence as TokenSequence
+
+
+def next_token(token_ids: Sequence[int], vocab_size: int) -> int:
+    """What the fake model says comes after these tokens: any function of all of them will do."""
+    value = 17
+    for token_id in token_ids:
+        value = (value * 1_000_003 + token_id + 1) % 2_147_483_647
+    return value % vocab_size
+
+
+class PagedFakeRunner:
+    """Implements ModelRunner. Keeps the token of each cache slot and computes from those, through the block table."""
+
+    chunked_prefill = True
+    prefix_reuse = True
+    device = torch.device("cpu")
+
+    def __init__(self, num_blocks: int, block_size: int, vocab_size: int = 50) -> None:
+        self.num_blocks = num_blocks
+        self.vocab_size = vocab_size
+        self._block_size = block_size
+        self._slots = [-1] * (num_blocks * block_size)
+        self.batches: list[Batch] = []
+        self.fail_next = False
+        self.answer_nan_for: set[int] = set()
+
+    def run(self, batch: Batch) -> Tensor:
+        self.batches.append(batch)
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("out of memory")
+        rows = []
+        for item in batch.scheduled:
+            for position, token_id in enumerate(item.sequence.tokens(item.start, item.end), start=item.start):
+                self._slots[self._slot(item.sequence, position)] = token_id
+            for end in range(item.end - item.num_logits + 1, item.end + 1):
+                seen = [self._slots[self._slot(item.sequence, position)] for position in range(end)]
+                row = torch.zeros(self.vocab_size)
+                row[next_token(seen, self.vocab_size)] = 20.0
+                rows.append(row * torch.nan if item.sequence.group in self.answer_nan_for else row)
+        return torch.stack(rows) if rows else torch.zeros((0, self.vocab_size))
+
+    def release(self, sequence: TokenSequence) -> None:
+        pass
+
+    def _slot(self, sequence: TokenSequence, position: int) -> int:
+        return sequence.block_table[position // self._block_size] * self._block_size + position % self._block_size
