@@ -1,0 +1,117 @@
+"""What the application runs (from Serve's `args`) and its secrets (from the environment)."""
+
+import contextlib
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deployments.config import GraphConfig, Settings
+
+
+class HttpConfig(Settings):
+    """Bounds of the HTTP side. request_deadline_s: the longest that one answer may take."""
+
+    max_body_bytes: PositiveInt = 1024 * 1024
+    max_json_depth: PositiveInt = 32
+    request_deadline_s: PositiveFloat = 600.0
+
+
+class InferKitConfig(Settings):
+    """envelope: where InferKit's response fields stand: at the top level, under `data`, or both.
+
+    InferKit's documentation shows the first, every known client of it reads the second.
+    """
+
+    envelope: Literal["both", "bare", "data"] = "both"
+
+
+class TotalGPTConfig(Settings):
+    """overflow: what happens when prompt and max_tokens together exceed the context: `clamp` answers with what fits,
+    `reject` is 400. max_prompts, max_n, max_logprobs bound one request. model_prefix stands before the model id in the
+    token counter's `model_used`."""
+
+    overflow: Literal["clamp", "reject"] = "clamp"
+    max_prompts: PositiveInt = 128
+    max_n: PositiveInt = 128
+    max_logprobs: PositiveInt = 20
+    model_prefix: str = "Tritext/"
+
+
+class AppConfig(Settings):
+    """Everything that `serve_app.app:build` takes.
+
+    database_url: an SQLAlchemy URL; None means an SQLite file under home (see `Home`).
+    """
+
+    graph: GraphConfig
+    database_url: str | None = None
+    http: HttpConfig = HttpConfig()
+    inferkit: InferKitConfig = InferKitConfig()
+    totalgpt: TotalGPTConfig = TotalGPTConfig()
+
+
+class Home(BaseSettings):
+    """Where local state lies (database, prepared models, logs): TRITEXT_HOME, by default ~/.tritext."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRITEXT_", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
+    )
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".tritext")
+
+
+class SetupError(Exception):
+    """What keeps the service from starting; the message tells in a sentence how to mend it."""
+
+
+class Secrets(Home):
+    """What must not stand in a configuration file. Take it by `Secrets.load()`.
+
+    key_pepper: the secret under which API keys are hashed; without it no key can be checked.
+    """
+
+    key_pepper: SecretStr = Field(min_length=32)
+
+    @classmethod
+    def load(cls, *, create: bool = False) -> Self:
+        """The pepper from TRITEXT_KEY_PEPPER or, where that is not set, from the file `key_pepper` under home.
+
+        `create` makes the file, readable by its owner only, where it is missing. Raises SetupError.
+        """
+        if os.environ.get("TRITEXT_KEY_PEPPER"):
+            return cls()
+        path = Home().home / "key_pepper"
+        if create:
+            _create_secret_file(path)
+        try:
+            return cls(key_pepper=SecretStr(path.read_text("ascii").strip()))
+        except FileNotFoundError:
+            raise SetupError(
+                f"there is no key pepper: set TRITEXT_KEY_PEPPER to 32 or more random characters, "
+                f"or start the service once, which makes {path}"
+            ) from None
+
+    def pepper(self) -> bytes:
+        return self.key_pepper.get_secret_value().encode()
+
+    def database_url(self, config: AppConfig) -> str:
+        """The configured database, by default an SQLite file under home."""
+        return config.database_url or f"sqlite:///{self.home / 'tritext.db'}"
+
+
+def _create_secret_file(path: Path) -> None:
+    """Writes a new secret to `path` unless it exists; whole or not at all, and only once among racing processes."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.exists():
+        return
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".key_pepper-") as file:  # made with mode 0600
+        file.write(secrets.token_hex(32) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(file.name, path)

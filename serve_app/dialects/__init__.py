@@ -1,0 +1,1 @@
+"""The three documented APIs, each translated to and from the canonical types; none goes through another."""

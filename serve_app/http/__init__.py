@@ -1,0 +1,1 @@
+"""What every HTTP route shares: bodies in, errors and streams out, keys, middleware. Knows no dialect's fields."""

@@ -1,0 +1,157 @@
+"""The OpenAPI document: what FastAPI finds out, plus what is the same for every route. Knows no dialect's fields.
+
+Routes read their bodies by hand, so a route describes its own: `openapi_extra=request_body(...)`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.routing import BaseRoute
+
+from deployments.errors import DeadlineExceeded, GenerationFailed, Overloaded, ServiceError, Unauthenticated
+from serve_app.http.error_response import error_body
+
+_OPEN_PATHS = ("/health", "/ready")
+_PATH_PARAMETER = re.compile(r"\{(\w+)\}")
+
+
+def request_body(model: type[BaseModel], examples: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """For a route's `openapi_extra`: a JSON body of this model, with named examples."""
+    content = {"schema": inline_schema(model), "examples": _examples(examples)}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def answer(
+    description: str, model: type[BaseModel], examples: Mapping[str, Any], *, media_type: str = "application/json"
+) -> dict[str, Any]:
+    """For a route's `responses`: an answer of this model, with named examples."""
+    content = {"schema": inline_schema(model), "examples": _examples(examples)}
+    return {"description": description, "content": {media_type: content}}
+
+
+def text_answer(media_type: str, description: str, example: str) -> dict[str, Any]:
+    """For a route's `responses`: an answer that is no single JSON value, such as a stream."""
+    return {"description": description, "content": {media_type: {"schema": {"type": "string"}, "example": example}}}
+
+
+def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's JSON schema with the definitions it refers to put in their places; it must not contain itself."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolve(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        siblings = {name: resolve(value) for name, value in node.items() if name != "$ref"}
+        if "$ref" in node:
+            return {**resolve(definitions[node["$ref"].rpartition("/")[2]]), **siblings}
+        return siblings
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved
+
+
+def openapi_document(
+    routes: Sequence[BaseRoute], *, title: str, version: str, description: str, example_model: str
+) -> dict[str, Any]:
+    """The document of these routes. Every route but the probes needs a key and can fail in the same ways.
+
+    What stands in braces in a path is a model's id, for example `example_model`.
+    """
+    document = get_openapi(title=title, version=version, description=description, routes=routes)
+    components = document.setdefault("components", {})
+    components["schemas"] = {"Error": _ERROR_SCHEMA}
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
+    }
+    document["security"] = [{"bearer": []}]
+    for route in routes:
+        if isinstance(route, APIRoute) and route.openapi_extra and route.include_in_schema:
+            for method in route.methods or ():
+                # Once more: FastAPI has turned the bounds of integers into floats, which cannot hold all of them.
+                document["paths"][route.path_format][method.lower()].update(route.openapi_extra)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if names := _PATH_PARAMETER.findall(path):
+                operation["parameters"] = [_model_parameter(name, example_model) for name in names]
+            # FastAPI's own validation error, which no route here answers with.
+            operation["responses"].pop("422", None)
+            if path in _OPEN_PATHS:
+                operation["security"] = []
+            else:
+                operation["responses"].update(_failures(has_body=method == "post"))
+    return document
+
+
+def _model_parameter(name: str, example: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": "The id or an alias of a model; it may contain slashes.",
+        "schema": {"type": "string", "minLength": 1},
+        "example": example,
+    }
+
+
+def _failures(*, has_body: bool) -> dict[str, Any]:
+    failures: dict[int, tuple[str, ServiceError]] = {
+        401: ("The API key is missing or not valid.", Unauthenticated("the API key is not valid")),
+        500: ("Something went wrong on our side.", GenerationFailed("the model failed on this request")),
+    }
+    if has_body:
+        failures |= {
+            503: (
+                "Too much to do; come back after `Retry-After` seconds.",
+                Overloaded("too many requests are waiting"),
+            ),
+            504: ("The answer did not come in time.", DeadlineExceeded("the answer did not come within 600 seconds")),
+        }
+    described = {
+        str(status): _failure(description, error_body(error)) for status, (description, error) in failures.items()
+    }
+    described["404"] = _failure("There is no such model.")
+    if has_body:
+        described["400"] = _failure("The request is not valid; `error.param` names the field at fault.")
+        described["413"] = _failure("The body is too long.")
+    return dict(sorted(described.items()))
+
+
+def _failure(description: str, example: dict[str, Any] | None = None) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Error"}}
+    if example is not None:
+        content["example"] = example
+    return {"description": description, "content": {"application/json": content}}
+
+
+def _examples(examples: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: {"value": value} for name, value in examples.items()}
+
+
+_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code", "extensions"],
+            "properties": {
+                "message": {"type": "string", "description": "What is wrong, for people."},
+                "type": {"type": "string", "description": "The kind of error, in OpenAI's words."},
+                "param": {"type": ["string", "null"], "description": "The field at fault."},
+                "code": {"type": "string", "description": "What is wrong, for programs."},
+                "extensions": {
+                    "type": "object",
+                    "required": ["code"],
+                    "properties": {"code": {"type": "string", "description": "The kind of error, in Apollo's words."}},
+                },
+            },
+        }
+    },
+}

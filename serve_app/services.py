@@ -1,0 +1,22 @@
+"""What the HTTP side is composed of; made once by `serve_app.app` or by a test, and handed to `create_api`."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from deployments.graph import Graph
+from serve_app.config import AppConfig
+from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.keys import Keys
+from serve_app.use_cases.models import ModelCatalog
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`is_ready` tells whether every node that an answer needs has a replica that can answer."""
+
+    config: AppConfig
+    graph: Graph
+    models: ModelCatalog
+    generation: TextGeneration
+    keys: Keys
+    is_ready: Callable[[], Awaitable[bool]]

@@ -1,0 +1,1 @@
+"""What the service can do, in canonical terms: no HTTP, no dialect."""

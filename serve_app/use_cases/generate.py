@@ -1,0 +1,192 @@
+"""Continue prompts: from a dialect's canonical command to the graph's answers. Knows no HTTP and no dialect."""
+
+import asyncio
+import math
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from deployments.errors import ContextLengthExceeded, InvalidParameter
+from deployments.graph import Graph
+from deployments.types import (
+    EncodeRequest,
+    GenerateChunk,
+    GenerateRequest,
+    GenerateResult,
+    Prompt,
+    SamplingParams,
+    SequenceOutput,
+)
+from serve_app.use_cases.models import ModelCatalog
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCommand:
+    """What a dialect asks for.
+
+    `sampling` holds everything but what only admission can know, and its fields of those names are overwritten:
+    `max_tokens` None means the room that is left, `seed` None means a fresh one, `bad_words` are still text.
+    `n` sequences are answered for each prompt, the best of `best_of` by cumulative log-probability.
+    `overflow`: where prompt and `max_tokens` exceed the context, answer with what fits (`clamp`), refuse (`reject`) or
+    keep only the end of the prompt, though never less than half a context of it (`truncate`).
+    """
+
+    request_id: str
+    account: str
+    model: str
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingParams
+    max_tokens: int | None
+    seed: int | None = None
+    bad_words: tuple[str, ...] = ()
+    n: int = 1
+    best_of: int | None = None
+    truncate_prompt_tokens: int | None = None
+    overflow: Literal["clamp", "reject", "truncate"] = "clamp"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptAnswer:
+    """The answer to one prompt of the command: `result.sequences` holds the n best, re-indexed from 0."""
+
+    prompt_token_ids: tuple[int, ...]
+    result: GenerateResult
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChunk:
+    """A piece of the answer to prompt `prompt_index`."""
+
+    prompt_index: int
+    prompt_token_ids: tuple[int, ...]
+    chunk: GenerateChunk
+
+
+class TextGeneration:
+    """Encodes, checks that the prompts fit, and asks the model's generator, for all prompts of a command at once."""
+
+    def __init__(self, graph: Graph, models: ModelCatalog) -> None:
+        self._graph = graph
+        self._models = models
+
+    async def generate(self, command: GenerateCommand) -> list[PromptAnswer]:
+        """The whole answers, in the order of the prompts. The first that fails cancels the others.
+
+        Raises ModelNotFound, InvalidParameter, ContextLengthExceeded, Overloaded, EngineError.
+        """
+        requests = await self._admit(command)
+        generator = self._graph.generators[requests[0].model]
+        tasks = [asyncio.create_task(generator.generate(request)) for request in requests]
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:
+            await _cancel(tasks)
+        return [
+            PromptAnswer(tuple(request.prompt_token_ids), select_best(result, command))
+            for request, result in zip(requests, results, strict=True)
+        ]
+
+    async def stream(self, command: GenerateCommand) -> AsyncGenerator[PromptChunk, None]:
+        """The answers in pieces, those of different prompts interleaved. Raises what `generate` raises.
+
+        The command may not ask for more sequences than it wants answered (`best_of`): they can only be ranked whole.
+        """
+        if command.best_of is not None and command.best_of != command.n:
+            raise InvalidParameter("best_of above n cannot be streamed: the best are known only at the end", "best_of")
+        requests = await self._admit(command)
+        generator = self._graph.generators[requests[0].model]
+        chunks: asyncio.Queue[PromptChunk | BaseException | None] = asyncio.Queue()
+
+        async def relay(prompt_index: int, request: GenerateRequest) -> None:
+            try:
+                async with aclosing(generator.stream(request)) as stream:
+                    async for chunk in stream:
+                        chunks.put_nowait(PromptChunk(prompt_index, tuple(request.prompt_token_ids), chunk))
+                chunks.put_nowait(None)
+            except Exception as error:
+                chunks.put_nowait(error)
+
+        tasks = [asyncio.create_task(relay(index, request)) for index, request in enumerate(requests)]
+        try:
+            num_open = len(tasks)
+            while num_open:
+                item = await chunks.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    num_open -= 1
+                else:
+                    yield item
+        finally:
+            await _cancel(tasks)
+
+    async def _admit(self, command: GenerateCommand) -> list[GenerateRequest]:
+        """The requests for the generator: ids resolved, prompts encoded and fitting, seed and length settled."""
+        model = self._models.resolve(command.model)
+        encoded = await self._graph.tokenizer.encode(
+            EncodeRequest(model.id, command.prompts, command.bad_words, command.truncate_prompt_tokens)
+        )
+        num_sequences = command.best_of or command.n
+        logprobs = command.sampling.logprobs
+        if num_sequences > command.n and logprobs is None:
+            logprobs = 0
+        seed = command.seed if command.seed is not None else secrets.randbits(63)
+        requests = []
+        for index, prompt_token_ids in enumerate(encoded.prompt_token_ids):
+            if command.overflow == "truncate":
+                prompt_token_ids = _keep_end(prompt_token_ids, command.max_tokens, encoded.context_length)
+            room = encoded.context_length - len(prompt_token_ids)
+            wanted = command.max_tokens if command.max_tokens is not None else room
+            if room < 1 or (command.overflow == "reject" and wanted > room):
+                raise ContextLengthExceeded(len(prompt_token_ids), encoded.context_length)
+            sampling = replace(
+                command.sampling,
+                max_tokens=min(wanted, room),
+                min_tokens=min(command.sampling.min_tokens, wanted, room),
+                seed=seed,
+                bad_words_token_ids=encoded.bad_words_token_ids,
+                logprobs=logprobs,
+            )
+            request_id = command.request_id if len(encoded.prompt_token_ids) == 1 else f"{command.request_id}-{index}"
+            requests.append(
+                GenerateRequest(
+                    request_id=request_id,
+                    model=model.id,
+                    prompt_token_ids=prompt_token_ids,
+                    sampling=sampling,
+                    num_sequences=num_sequences,
+                    cache_salt=command.account,
+                )
+            )
+        return requests
+
+
+def _keep_end(prompt_token_ids: tuple[int, ...], max_tokens: int | None, context_length: int) -> tuple[int, ...]:
+    """The last tokens of the prompt that leave room for `max_tokens`, or half a context where that is more."""
+    most = max(context_length - (max_tokens or 1), context_length // 2, 1)
+    return prompt_token_ids[-most:]
+
+
+async def _cancel(tasks: list["asyncio.Task[Any]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def select_best(result: GenerateResult, command: GenerateCommand) -> GenerateResult:
+    """The `n` sequences of the highest cumulative log-probability, best first. Usage still counts all of them."""
+    if len(result.sequences) == command.n:
+        return result
+    ranked = sorted(result.sequences, key=lambda sequence: -_cumulative_logprob(sequence))
+    keep_logprobs = command.sampling.logprobs is not None
+    kept = tuple(
+        replace(sequence, index=index, logprobs=sequence.logprobs if keep_logprobs else None)
+        for index, sequence in enumerate(ranked[: command.n])
+    )
+    return replace(result, sequences=kept)
+
+
+def _cumulative_logprob(sequence: SequenceOutput) -> float:
+    return math.fsum(position.chosen.logprob for position in sequence.logprobs or ())

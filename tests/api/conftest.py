@@ -1,0 +1,88 @@
+"""The whole HTTP surface in this process, over fakes of the graph."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import httpx
+import pytest
+
+from deployments.config import GraphConfig, ModelConfig
+from deployments.graph import Generator, Graph
+from serve_app.api import create_api
+from serve_app.config import AppConfig, HttpConfig, InferKitConfig, TotalGPTConfig
+from serve_app.services import Services
+from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.models import ModelCatalog
+from tests.fakes import KEY, FakeGenerator, FakeKeys, FakeTokenizer
+
+MODEL = "test-org/test-model"
+OTHER_MODEL = "other-model"
+
+
+def make_services(
+    *,
+    generator: Generator | None = None,
+    other_generator: Generator | None = None,
+    tokenizer: FakeTokenizer | None = None,
+    http: HttpConfig | None = None,
+    inferkit: InferKitConfig | None = None,
+    totalgpt: TotalGPTConfig | None = None,
+    is_ready: bool = True,
+) -> Services:
+    """Services over fakes. Two models: the default one, which is also `standard` and `test-model`, and another."""
+    config = AppConfig(
+        graph=GraphConfig(
+            models=(
+                ModelConfig(id=MODEL, source="nowhere", aliases=("standard", "test-model")),
+                ModelConfig(id=OTHER_MODEL, source="nowhere"),
+            )
+        ),
+        http=http or HttpConfig(),
+        inferkit=inferkit or InferKitConfig(),
+        totalgpt=totalgpt or TotalGPTConfig(),
+    )
+    graph = Graph(
+        tokenizer=tokenizer or FakeTokenizer(),
+        generators={
+            MODEL: generator or FakeGenerator(),
+            OTHER_MODEL: other_generator or FakeGenerator(" from the other model"),
+        },
+    )
+    models = ModelCatalog(config.graph.models)
+
+    async def ready() -> bool:
+        return is_ready
+
+    return Services(
+        config=config,
+        graph=graph,
+        models=models,
+        generation=TextGeneration(graph, models),
+        keys=FakeKeys(),
+        is_ready=ready,
+    )
+
+
+ClientFactory = Callable[..., Awaitable[httpx.AsyncClient]]
+
+
+@pytest.fixture
+async def make_client() -> AsyncIterator[ClientFactory]:
+    """`await make_client(key=..., generator=..., ...)`: a client that sends `key` (None: no key); see make_services.
+
+    It keeps the whole of a streamed answer until its end; framing is tested over sockets.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def make(
+            *, key: str | None = KEY, services: Services | None = None, **parts: object
+        ) -> httpx.AsyncClient:
+            api = create_api(services or make_services(**parts))  # type: ignore[arg-type]
+            client = httpx.AsyncClient(
+                transport=httpx.ASGITransport(api),
+                base_url="http://test",
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+            )
+            return await stack.enter_async_context(client)
+
+        yield make

@@ -1,0 +1,189 @@
+"""Work lasts as long as its client: result, client gone, deadline, cancellation from outside and from inside."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from deployments.errors import DeadlineExceeded, GenerationFailed, Overloaded
+from serve_app.http.disconnect import run_while_connected
+from serve_app.http.error_response import error_as_ndjson
+from serve_app.http.streaming import stream_response
+
+
+class Client:
+    """The client's side of a request whose body has been read."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+        self.request = Request({"type": "http", "headers": [], "state": {"request_id": "id"}}, self._receive)
+        self.sent: list[Message] = []
+
+    async def _receive(self) -> Message:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    @property
+    def chunks(self) -> list[bytes]:
+        return [message["body"] for message in self.sent if message["type"] == "http.response.body"]
+
+
+class Work:
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.was_cancelled = False
+
+    async def run(self) -> str:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+        return "done"
+
+
+async def test_result_comes_back() -> None:
+    async def work() -> int:
+        return 7
+
+    assert await run_while_connected(Client().request, work(), deadline_s=10) == 7
+
+
+async def test_error_comes_back() -> None:
+    async def work() -> int:
+        raise Overloaded("busy")
+
+    with pytest.raises(Overloaded):
+        await run_while_connected(Client().request, work(), deadline_s=10)
+
+
+async def test_client_that_goes_away_cancels_the_work() -> None:
+    client, work = Client(), Work()
+    running = asyncio.create_task(run_while_connected(client.request, work.run(), deadline_s=10))
+    await work.started.wait()
+    client.gone.set()
+    with pytest.raises(ClientDisconnect):
+        await running
+    assert work.was_cancelled
+
+
+async def test_deadline_cancels_the_work() -> None:
+    work = Work()
+    with pytest.raises(DeadlineExceeded):
+        await run_while_connected(Client().request, work.run(), deadline_s=0.01)
+    assert work.was_cancelled
+
+
+async def test_cancelled_caller_cancels_the_work() -> None:
+    work = Work()
+    running = asyncio.create_task(run_while_connected(Client().request, work.run(), deadline_s=10))
+    await work.started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert work.was_cancelled
+
+
+async def test_work_cancelled_from_inside_is_an_error_like_others() -> None:
+    async def work() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(GenerationFailed):
+        await run_while_connected(Client().request, work(), deadline_s=10)
+
+
+class Chunks:
+    """An async generator that tells when it was closed."""
+
+    def __init__(self, *chunks: bytes, error: Exception | None = None, hang: bool = False) -> None:
+        self._chunks = chunks
+        self._error = error
+        self._hang = hang
+        self.is_closed = False
+
+    async def iterate(self) -> AsyncGenerator[bytes, None]:
+        try:
+            for chunk in self._chunks:
+                yield chunk
+            if self._error is not None:
+                raise self._error
+            if self._hang:
+                await asyncio.Event().wait()
+        finally:
+            self.is_closed = True
+
+
+async def stream(client: Client, chunks: Chunks, *, deadline_s: float = 10) -> None:
+    response = await stream_response(
+        client.request,
+        chunks.iterate(),
+        media_type="text/plain",
+        error_framing=error_as_ndjson,
+        deadline_s=deadline_s,
+    )
+    await response(client.request.scope, client.request.receive, client.send)
+
+
+async def test_stream_sends_each_chunk_on_its_own() -> None:
+    client, chunks = Client(), Chunks(b"a", b"b")
+    await stream(client, chunks)
+    assert client.sent[0]["status"] == 200
+    assert client.chunks == [b"a", b"b", b""]
+    assert chunks.is_closed
+
+
+async def test_error_before_the_first_chunk_is_raised() -> None:
+    client, chunks = Client(), Chunks(error=Overloaded("busy"))
+    with pytest.raises(Overloaded):
+        await stream(client, chunks)
+    assert client.sent == []
+    assert chunks.is_closed
+
+
+async def test_stream_without_a_chunk_is_an_error() -> None:
+    with pytest.raises(GenerationFailed):
+        await stream(Client(), Chunks())
+
+
+async def test_later_error_is_the_last_chunk() -> None:
+    client, chunks = Client(), Chunks(b"a", error=GenerationFailed("failed"))
+    await stream(client, chunks)
+    assert client.chunks == [b"a", error_as_ndjson(GenerationFailed("failed"), "id"), b""]
+
+
+async def test_late_stream_ends_with_an_error() -> None:
+    client, chunks = Client(), Chunks(b"a", hang=True)
+    await stream(client, chunks, deadline_s=0.05)
+    assert b"deadline_exceeded" in client.chunks[1]
+    assert chunks.is_closed
+
+
+@pytest.mark.parametrize("first", [(), (b"a",)])
+async def test_client_that_goes_away_closes_the_stream(first: tuple[bytes, ...]) -> None:
+    client, chunks = Client(), Chunks(*first, hang=True)
+    client.gone.set()
+    if first:
+        await stream(client, chunks)
+    else:
+        with pytest.raises(ClientDisconnect):
+            await stream(client, chunks)
+    assert chunks.is_closed
+
+
+async def test_reader_that_blocks_and_goes_away_closes_the_stream() -> None:
+    client, chunks = Client(), Chunks(b"a", b"b", b"c")
+
+    async def never(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            client.gone.set()
+            await asyncio.Event().wait()
+
+    client.send = never  # type: ignore[method-assign]
+    await stream(client, chunks)
+    assert chunks.is_closed
