@@ -1,0 +1,105 @@
+"""What the routes of this dialect share: who calls, which model, which body; and the envelope of an answer."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deployments.config import ModelConfig
+from deployments.errors import InvalidParameter
+from deployments.types import Usage
+from serve_app.http.authentication import authenticate
+from serve_app.http.json_text import to_json
+from serve_app.http.request_body import read_json
+from serve_app.http.request_id import unique_request_id
+from serve_app.services import Services
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that is authenticated, holds a JSON object and asks for a model that exists.
+
+    `model_name` is what the client calls it, an id or an alias.
+    """
+
+    id: str
+    account: str
+    model_name: str
+    model: ModelConfig
+    body: Mapping[str, Any]
+
+
+async def read_call(
+    request: Request, services: Services, path_model: str | None = None, *, model_is_optional: bool = False
+) -> Call:
+    """Checks in this order: the key (401), the model of the path (404), the body (400), the model of the body (404).
+
+    The path's model wins over the body's. Without either, the default model where `model_is_optional`, else 400.
+    Raises Unauthenticated, ModelNotFound, InvalidRequest.
+    """
+    principal = await authenticate(request, services)
+    if path_model is not None:
+        services.models.resolve(path_model)
+    body = await read_json(
+        request,
+        max_bytes=services.config.http.max_body_bytes,
+        max_depth=services.config.http.max_json_depth,
+        require_json_content_type=True,
+    )
+    model_name = path_model if path_model is not None else body.get("model")
+    if model_name is None and model_is_optional:
+        model_name = services.models.default.id
+    if model_name is None:
+        raise InvalidParameter("model is required", "model")
+    if not isinstance(model_name, str):
+        raise InvalidParameter("model must be a string", "model")
+    model = services.models.resolve(model_name)
+    return Call(unique_request_id(request), principal.account, model_name, model, body)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every object of one answer has in common. `created` is Unix time, `model` what the client called it."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    def around(self, choices: Sequence[Mapping[str, Any]], **fields: Any) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": self.object,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+            "choices": choices,
+            **fields,
+        }
+
+
+def make_envelope(call: Call, *, prefix: str, object_name: str) -> Envelope:
+    return Envelope(f"{prefix}-{call.id}", object_name, int(time.time()), call.model_name, fingerprint(call.model))
+
+
+def fingerprint(model: ModelConfig) -> str:
+    """Changes when the configuration that answers does: equal seeds give equal texts under equal fingerprints."""
+    return "fp_" + hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:12]
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def json_answer(payload: Mapping[str, Any]) -> Response:
+    return Response(to_json(payload), media_type="application/json")
