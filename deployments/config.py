@@ -16,9 +16,9 @@ class EngineConfig(Settings):
 
     dtype and device `auto`: a GPU in the weights' own precision where there is one, else the CPU in float32.
     num_threads 0 leaves the choice to torch. kv_cache_bytes bounds the memory of the KV cache; together with the model
-    it decides how many tokens can be held. max_num_seqs bounds the sequences computed in one step, max_batched_tokens the tokens of one step (prompts are
-    computed in pieces of at most this), max_queued_sequences the sequences that wait to be computed: more are refused
-    as an overload.
+    it decides how many tokens can be held. max_num_seqs bounds the sequences of one step, max_batched_tokens its tokens
+    (prompts are computed in pieces of at most this), max_queued_sequences the sequences that wait to be computed: more
+    are refused as an overload.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"

@@ -151,7 +151,7 @@ class _Answer:
         )
 
     def _is_hidden(self, delta: TokenDelta) -> bool:
-        """Whether the last token ends the sequence and is no part of its text: the end-of-text token, or a special one."""
+        """Whether its last token ends the sequence and has no text of its own: the end-of-text or a special token."""
         if delta.finish_reason is not FinishReason.STOP or self._sampling.include_stop_str_in_output:
             return False
         return delta.stop_token_id is None or self._token_bytes.is_special(delta.stop_token_id)

@@ -78,6 +78,6 @@ def _missing_weights(directory: Path) -> list[str]:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelSourceError(f"{index} is not a safetensors index: {error!r}") from error
         return sorted(shard for shard in shards if not (directory / shard).is_file())
-    if any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin")):
+    if any(directory.glob("*.safetensors")):
         return []
     return ["weights (model.safetensors)"]

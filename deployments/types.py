@@ -70,7 +70,7 @@ class EncodeRequest:
     """Everything of one call that needs the tokenizer of `model`, in one message.
 
     Each bad word becomes the token sequences that spell it, with and without a leading space.
-    `truncate_to` keeps the last that many tokens of each prompt.
+    `truncate_to` keeps the last that many tokens of each prompt; -1 keeps what leaves room for one token of output.
     """
 
     model: str
@@ -191,9 +191,9 @@ class GenerateChunk:
 
     `text` holds whole code points only, and no text that may still turn out to be part of a stop string; it can be
     empty while `token_ids` is not, and the other way round. `prompt_logprobs` comes with the first chunk of sequence
-    0 where asked for: one entry for each prompt token, None for the first. `finish_reason` comes once for each sequence, with its
-    last chunk; `stop_reason` is the stop string or stop token id that ended it. `usage` comes once, with the very last
-    chunk of the request.
+    0 where asked for: one entry for each prompt token, None for the first. `finish_reason` comes once for each
+    sequence, with its last chunk; `stop_reason` is the stop string or stop token id that ended it. `usage` comes once,
+    with the very last chunk of the request.
     """
 
     index: int

@@ -16,7 +16,10 @@ from deployments.types import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """Tokens start..end of a sequence, to be computed in this step. With `samples`, the step ends with its next token."""
+    """Tokens start..end of a sequence, to be computed in this step.
+
+    With `samples` they are the last that are known, and the step ends with the next one.
+    """
 
     sequence: Sequence
     start: int

@@ -151,8 +151,9 @@ class TorchEngine:
         reason = "the engine was stopped"
         try:
             while self._obey(core):
-                self._deliver(core.step())
+                result = core.step()
                 self._stats = core.stats()
+                self._deliver(result)
         except BaseException as error:
             logger.exception("the step thread died")
             reason = f"the step thread died of {type(error).__name__}"

@@ -311,10 +311,16 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         resolve(str(tmp_path))
 
 
-@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_pickled_weights_are_not_taken(tmp_path: Path) -> None:
+    for file in ("config.json", "tokenizer.json", "pytorch_model.bin"):
+        (tmp_path / file).touch()
+    with pytest.raises(ModelSourceError, match=r"no weights \(model\.safetensors\)"):
+        resolve(str(tmp_path))
+
+
 @pytest.mark.parametrize("tokenizer", ["tokenizer.json", "tokenizer.model"])
-def test_a_complete_directory_is_taken_as_it_is(tmp_path: Path, weights: str, tokenizer: str) -> None:
-    for file in ("config.json", weights, tokenizer):
+def test_a_complete_directory_is_taken_as_it_is(tmp_path: Path, tokenizer: str) -> None:
+    for file in ("config.json", "model.safetensors", tokenizer):
         (tmp_path / file).touch()
     assert resolve(str(tmp_path)) == tmp_path
 
