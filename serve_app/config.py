@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.config import GraphConfig, Settings
+from deployments.model_source import default_home
 
 
 class HttpConfig(Settings):
@@ -62,7 +63,7 @@ class Home(BaseSettings):
         env_prefix="TRITEXT_", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
     )
 
-    home: Path = Field(default_factory=lambda: Path.home() / ".tritext")
+    home: Path = Field(default_factory=default_home)
 
 
 class SetupError(Exception):

@@ -1,0 +1,1 @@
+"""What outlives a process, in SQL. The only package that knows SQLAlchemy."""

@@ -1,0 +1,213 @@
+"""Keys: who may call, until when; over a store in memory and clocks that the tests turn."""
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.errors import InvalidParameter, NotFound, Unauthenticated
+from serve_app.use_cases.key_format import generate_key
+from serve_app.use_cases.keys import CACHE_TTL_S, Keys, Principal
+from tests.unit.key_stores import InMemoryKeyStore
+
+
+@dataclass
+class Clock:
+    time: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+class Service:
+    """One process's view of the keys, and the means to look at it."""
+
+    def __init__(
+        self, store: InMemoryKeyStore | None = None, *, clock: Clock | None = None, pepper: bytes = b"p"
+    ) -> None:
+        self.store = store or InMemoryKeyStore()
+        self.clock = clock or Clock()
+        self.keys = Keys(self.store, pepper, now=self.clock, monotonic=self.clock)
+
+
+async def refusal(attempt: Callable[[], Awaitable[object]]) -> str:
+    with pytest.raises(Unauthenticated) as refused:
+        await attempt()
+    return refused.value.message
+
+
+async def test_a_created_key_tells_its_account() -> None:
+    keys = Service().keys
+    text, record = await keys.create("acme", "laptop")
+    assert await keys.authenticate(text) == Principal(account="acme", key_id=record.id)
+
+
+async def test_a_key_works_in_another_process_at_once() -> None:
+    here = Service()
+    there = Service(here.store)
+    text, record = await here.keys.create("acme", "laptop")
+    assert (await there.keys.authenticate(text)).key_id == record.id
+
+
+async def test_the_store_never_holds_the_key() -> None:
+    service = Service()
+    text, _ = await service.keys.create("acme", "laptop")
+    assert text not in repr(await service.store.list(None))
+    assert text.rsplit("_")[-1] not in repr(await service.store.list(None))
+
+
+async def test_a_key_is_worthless_under_another_pepper() -> None:
+    here = Service(pepper=b"one")
+    text, _ = await here.keys.create("acme", "laptop")
+    with pytest.raises(Unauthenticated):
+        await Service(here.store, pepper=b"two").keys.authenticate(text)
+
+
+async def test_every_refusal_says_the_same() -> None:
+    service = Service()
+    keys = service.keys
+    revoked, record = await keys.create("acme", "revoked")
+    await keys.revoke(record.id)
+    expired, _ = await keys.create("acme", "expired", expires_at=service.clock.time + 1)
+    service.clock.time += 2
+    messages = {
+        await refusal(lambda text=text: keys.authenticate(text))  # type: ignore[misc]
+        for text in ("", "tt_", "Bearer", generate_key().text, revoked, expired, "\x00", "ключ")
+    }
+    assert len(messages) == 1
+
+
+async def test_a_forged_secret_for_a_known_id_is_refused() -> None:
+    """The id and the checksum are public knowledge; only the secret proves."""
+    from serve_app.use_cases import key_format
+
+    service = Service()
+    text, record = await service.keys.create("acme", "laptop")
+    body = f"tt_{record.id}_" + "A" * 43
+    forged = body + key_format._checksum(body)
+    assert key_format.parse_key(forged) is not None
+    assert forged != text
+    with pytest.raises(Unauthenticated):
+        await service.keys.authenticate(forged)
+
+
+async def test_a_key_expires_at_its_time_although_it_is_cached() -> None:
+    service = Service()
+    text, _ = await service.keys.create("acme", "laptop", expires_at=service.clock.time + 2)
+    service.clock.time += 1.999
+    await service.keys.authenticate(text)
+    service.clock.time += 0.001
+    with pytest.raises(Unauthenticated):
+        await service.keys.authenticate(text)
+
+
+async def test_a_revoked_key_stops_at_once_where_it_was_revoked() -> None:
+    service = Service()
+    text, record = await service.keys.create("acme", "laptop")
+    await service.keys.authenticate(text)
+    await service.keys.revoke(record.id)
+    with pytest.raises(Unauthenticated):
+        await service.keys.authenticate(text)
+
+
+@given(before=st.floats(0, 100), after=st.floats(CACHE_TTL_S, 100))
+async def test_a_revoked_key_stops_everywhere_within_the_cache_time(before: float, after: float) -> None:
+    here = Service()
+    there = Service(here.store, clock=here.clock)
+    text, record = await here.keys.create("acme", "laptop")
+    here.clock.time += before
+    await there.keys.authenticate(text)
+    await here.keys.revoke(record.id)
+    here.clock.time += after
+    with pytest.raises(Unauthenticated):
+        await there.keys.authenticate(text)
+
+
+async def test_a_revocation_that_races_with_the_lookup_is_seen_in_time() -> None:
+    """The record was read before the revocation, however late the answer came: its age counts from the question."""
+    here = Service()
+    there = Service(here.store, clock=here.clock)
+    text, record = await here.keys.create("acme", "laptop")
+    get = here.store.get
+
+    async def slow_get(key_id: str) -> object:
+        found = await get(key_id)
+        await here.keys.revoke(record.id)
+        here.clock.time += CACHE_TTL_S - 1
+        return found
+
+    there.store.get = slow_get  # type: ignore[method-assign, assignment]
+    await there.keys.authenticate(text)
+    there.store.get = get  # type: ignore[method-assign]
+    here.clock.time += 1
+    with pytest.raises(Unauthenticated):
+        await there.keys.authenticate(text)
+
+
+async def test_a_busy_key_is_looked_up_once_in_the_cache_time() -> None:
+    service = Service()
+    text, _ = await service.keys.create("acme", "laptop")
+    for _ in range(100):
+        await service.keys.authenticate(text)
+        service.clock.time += CACHE_TTL_S / 200
+    assert service.store.num_gets == 1
+
+
+async def test_malformed_keys_never_reach_the_store() -> None:
+    service = Service()
+    for text in ("", "sk-123", generate_key().text[:-1] + "!"):
+        await refusal(lambda text=text: service.keys.authenticate(text))  # type: ignore[misc]
+    assert service.store.num_gets == 0
+
+
+async def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.use_cases.keys._MAX_CACHED_KEYS", 2)
+    service = Service()
+    texts = [(await service.keys.create("acme", f"key {index}"))[0] for index in range(3)]
+    for text in texts:
+        await service.keys.authenticate(text)
+    assert len(service.keys._cache) == 2
+
+
+async def test_keys_are_listed_by_account_oldest_first() -> None:
+    service = Service()
+    for account, name in (("acme", "a"), ("other", "b"), ("acme", "c")):
+        await service.keys.create(account, name)
+        service.clock.time += 1
+    assert [record.name for record in await service.keys.list("acme")] == ["a", "c"]
+    assert [record.name for record in await service.keys.list()] == ["a", "b", "c"]
+
+
+async def test_revoking_again_keeps_the_first_time() -> None:
+    service = Service()
+    _, record = await service.keys.create("acme", "laptop")
+    first = service.clock.time
+    await service.keys.revoke(record.id)
+    service.clock.time += 10
+    await service.keys.revoke(record.id)
+    assert [record.revoked_at for record in await service.keys.list()] == [first]
+
+
+async def test_revoking_an_unknown_key_is_not_found() -> None:
+    with pytest.raises(NotFound):
+        await Service().keys.revoke("nothing")
+
+
+@pytest.mark.parametrize("value", ["", "x" * 201, "line\nbreak", "\x00"])
+@pytest.mark.parametrize("param", ["account", "name"])
+async def test_names_must_be_printable_and_short(param: str, value: str) -> None:
+    arguments = {"account": "acme", "name": "laptop", param: value}
+    with pytest.raises(InvalidParameter) as refused:
+        await Service().keys.create(**arguments)  # type: ignore[arg-type]
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("ahead", [0.0, -1.0, math.nan])
+async def test_a_key_cannot_be_created_expired(ahead: float) -> None:
+    service = Service()
+    with pytest.raises(InvalidParameter) as refused:
+        await service.keys.create("acme", "laptop", expires_at=service.clock.time + ahead)
+    assert refused.value.param == "expires_at"
