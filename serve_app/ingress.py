@@ -1,0 +1,93 @@
+"""The ingress deployment: the HTTP side in a Serve replica, with the graph behind its handles."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import DeploymentStatusOverview
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.ray_graph import Handle, connect_graph
+from serve_app.api import create_api
+from serve_app.config import AppConfig, Secrets
+from serve_app.services import Services
+from serve_app.stores.keys import open_keys
+from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.models import ModelCatalog
+
+INGRESS = "Ingress"
+
+_STATUS_TIMEOUT_S = 5.0
+
+
+class Ingress:
+    """Serve builds the HTTP application in the replica, once the constructor has made what it needs."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: AppConfig, tokenizer: Handle, generators: Mapping[str, Handle]
+    ) -> None:
+        secrets = Secrets.load()
+        self._resources = AsyncExitStack()
+        keys = await self._resources.enter_async_context(open_keys(secrets.database_url(config), secrets.pepper()))
+        graph = connect_graph(config.graph, tokenizer, generators)
+        models = ModelCatalog(config.graph.models)
+        self._services = Services(
+            config=config,
+            graph=graph,
+            models=models,
+            generation=TextGeneration(graph, models),
+            keys=keys,
+            is_ready=is_ready,
+        )
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return _without_request_id(create_api(self._services))
+
+    async def __del__(self) -> None:  # Serve awaits it
+        await self._resources.aclose()
+
+
+def bind_ingress(config: AppConfig, tokenizer: Application, generators: Mapping[str, Application]) -> Application:
+    """The application whose requests the ingress answers by calling these nodes."""
+    deployment = serve.deployment(
+        serve.ingress()(Ingress),
+        name=INGRESS,
+        max_ongoing_requests=1024,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        graceful_shutdown_wait_loop_s=1,
+        graceful_shutdown_timeout_s=config.http.request_deadline_s,
+    )
+    return deployment.bind(config, tokenizer, dict(generators))
+
+
+def _without_request_id(app: ASGIApp) -> ASGIApp:
+    """The application without its header `x-request-id`: Serve adds the same one to every answer."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["x-request-id"]
+            await send(message)
+
+        await app(scope, receive, send_without)
+
+    return answer
+
+
+async def is_ready() -> bool:
+    """Whether every deployment of this application can answer. Asks Serve, so that no sleeping replica is woken."""
+    name = serve.get_replica_context().app_name
+    try:
+        status = await asyncio.wait_for(asyncio.to_thread(serve.status), _STATUS_TIMEOUT_S)
+    except TimeoutError:
+        return False
+    return name in status.applications and all(map(can_answer, status.applications[name].deployments.values()))
+
+
+def can_answer(deployment: DeploymentStatusOverview) -> bool:
+    """A running replica, or as many as are wanted: a deployment that was scaled to zero wakes on a call."""
+    return bool(deployment.replica_states.get("RUNNING", 0) > 0 or deployment.status == "HEALTHY")
