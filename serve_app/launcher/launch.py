@@ -1,0 +1,185 @@
+"""The whole life of a service on this machine: prepare, start, tell, watch, stop."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import psutil
+import typer
+
+from deployments.model_files import ModelSourceError
+from deployments.model_source import resolve
+from serve_app.config import Home, Secrets, SetupError
+from serve_app.launcher import local_state, ports, processes
+from serve_app.launcher.banner import banner
+from serve_app.launcher.first_key import ensure_first_key
+from serve_app.launcher.haproxy import has_haproxy, write_haproxy
+from serve_app.launcher.profile import Profile, choose_profile, environment
+from serve_app.launcher.serve_file import ServeFile, read_serve_file
+
+Say = Callable[[str], None]
+
+_POLL_S = 0.25
+_WATCH_S = 1.0
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """Somebody asked the service to stop."""
+
+
+def main(*, port: int, config: Path, profile: str) -> int:
+    """Runs the service until it is told to stop; returns the exit status. What goes wrong is told in one sentence."""
+    say = partial(typer.echo, file=sys.stdout)
+    try:
+        with _stoppable():
+            _run(
+                read_serve_file(config, http_port=port),
+                port,
+                choose_profile(profile, platform=sys.platform, has_haproxy=has_haproxy()),
+                say,
+            )
+    except Stopped:
+        return 0
+    except (SetupError, ModelSourceError) as error:
+        typer.echo(f"tritext: {error}", err=True)
+        return 1
+    return 0
+
+
+def _run(serve_file: ServeFile, port: int, profile: Profile, say: Say) -> None:
+    started_at = time.monotonic()
+    home = Home().home
+    local_state.prepare_home(home)
+    with local_state.only_one(home):
+        runtime_dir = local_state.make_runtime_dir(home)
+        processes.end_all(runtime_dir)  # of a start that was killed
+        ports.require_free(port)
+        for model in serve_file.config.graph.models:
+            resolve(model.source, home, on_progress=say)
+        secrets = Secrets.load(create=True)
+        database_url = secrets.database_url(serve_file.config)
+        key = ensure_first_key(home / "first_key", database_url=database_url, pepper=secrets.pepper())
+        token_file = home / "ray_token"
+        local_state.ensure_secret(token_file)
+        chosen = ports.choose(port)
+        os.environ.pop("RAY_ADDRESS", None)  # it would lead to somebody else's cluster
+        os.environ.update(
+            environment(
+                profile,
+                runtime_dir=runtime_dir,
+                token_file=token_file,
+                ports=chosen,
+                num_threads=psutil.cpu_count(logical=False) or 1,
+                haproxy=write_haproxy(runtime_dir, chosen) if profile is Profile.THROUGHPUT else None,
+            )
+        )
+        with _quiet(runtime_dir / "launcher.log"):
+            try:
+                vital = _start(serve_file, runtime_dir, profile, chosen, say, started_at)
+                text = banner(
+                    port=port,
+                    key=key,
+                    model=serve_file.config.graph.models[0].id,
+                    status_command=_status_command(token_file, chosen.dashboard),
+                )
+                say(f"Ready after {time.monotonic() - started_at:.0f} s.\n\n{text}")
+                while True:
+                    _require_alive(vital)
+                    time.sleep(_WATCH_S)
+            finally:
+                _stop(runtime_dir, say)
+
+
+def _start(
+    serve_file: ServeFile, runtime_dir: Path, profile: Profile, chosen: ports.Ports, say: Say, started_at: float
+) -> list[psutil.Process]:
+    """Returns Ray's vital processes once the service answers. Raises SetupError."""
+    say(f"Starting Ray ({profile.value} profile) ...")
+    # Imported only here: Ray reads the environment, which has just been set, when it is imported.
+    from serve_app.launcher import cluster
+
+    temp_dir = runtime_dir / "ray"
+    shutil.rmtree(temp_dir, ignore_errors=True)
+    temp_dir.mkdir(mode=0o700)
+    cluster.start_ray(temp_dir, num_cpus=max(2, os.cpu_count() or 1))
+    _install_signal_handlers()  # Ray has put its own in their place
+    vital = cluster.vital_processes()
+    say("Starting the deployments ...")
+    cluster.deploy(serve_file.document)
+    up: set[str] = set()
+    while True:
+        _require_alive(vital)
+        application = cluster.status(serve_file.app_name)
+        if application is not None:
+            if reason := cluster.failure(application):
+                raise SetupError(f"{reason} (logs: {temp_dir}/session_latest/logs/serve)")
+            for name in sorted(cluster.deployments_up(application) - up):
+                up.add(name)
+                say(f"  {name} is up ({time.monotonic() - started_at:.0f} s)")
+            if application.status == "RUNNING" and ports.answers(chosen.http, "/ready"):
+                cluster.start_status_server(chosen.dashboard)
+                return vital
+        time.sleep(_POLL_S)
+
+
+def _require_alive(vital: list[psutil.Process]) -> None:
+    for process in vital:
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            raise SetupError("Ray has stopped unexpectedly; start the service again")
+
+
+def _stop(runtime_dir: Path, say: Say) -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    say("\nStopping ...")
+    if "ray" in sys.modules:
+        from serve_app.launcher import cluster
+
+        cluster.stop_ray()
+    left = processes.end_all(runtime_dir)
+    if left:
+        raise SetupError(f"these processes could not be ended: {', '.join(str(process.pid) for process in left)}")
+    say("Stopped.")
+
+
+def _status_command(token_file: Path, dashboard_port: int) -> str:
+    serve_command = Path(sys.executable).with_name("serve")
+    return (
+        f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token_file} "
+        f"{serve_command} status -a http://{ports.HOST}:{dashboard_port}"
+    )
+
+
+@contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """What Ray prints in this process goes to a file: it repeats there what its other processes report."""
+    with log.open("w", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+        yield
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Signals that ask for the end raise Stopped."""
+    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+    _install_signal_handlers()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _install_signal_handlers() -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise Stopped
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, stop)

@@ -1,0 +1,52 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from serve_app.launcher import processes
+from serve_app.launcher.profile import MARKER
+
+IGNORES_TERM = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+SLEEPS = "import time; print(flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[Path, str], subprocess.Popen[str]]]:
+    """Starts a Python script marked as belonging to a directory; returns when it runs."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(marker: Path, script: str) -> subprocess.Popen[str]:
+        environment = os.environ | {MARKER: str(marker)}
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_only_processes_with_the_marker_are_ended(
+    tmp_path: Path, start: Callable[[Path, str], subprocess.Popen[str]]
+) -> None:
+    mine, other = start(tmp_path / "mine", SLEEPS), start(tmp_path / "other", SLEEPS)
+    assert [process.pid for process in processes.find(tmp_path / "mine")] == [mine.pid]
+    assert processes.end_all(tmp_path / "mine") == []
+    assert not psutil.pid_exists(mine.pid)
+    assert other.poll() is None
+
+
+def test_a_process_that_ignores_the_request_is_forced(
+    tmp_path: Path, start: Callable[[Path, str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_TERM_WAIT_S", 0.1)
+    stubborn = start(tmp_path, IGNORES_TERM)
+    assert processes.end_all(tmp_path) == []
+    assert not psutil.pid_exists(stubborn.pid)
