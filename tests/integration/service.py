@@ -1,0 +1,169 @@
+"""A service started the way a user starts it, and what tests do to it from outside."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from serve_app.launcher.profile import MARKER
+
+MODEL = "SmolLM2-135M-Instruct"
+GENERATOR = f"Generator-{MODEL}"
+LOCAL_CONFIG = Path(__file__).parents[2] / "infra/serve/local.yaml"
+
+_COMMAND = "from serve_app.cli import main; main()"
+_STATS = f"""
+import asyncio, json, ray
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+from ray import serve
+async def ask():
+    handle = serve.get_deployment_handle({GENERATOR!r}, "tritext").options(method_name="stats", stream=True)
+    return [stats async for stats in handle.remote()]
+[stats] = asyncio.run(ask())
+print(json.dumps({{name: getattr(stats, name) for name in type(stats).__slots__}}))
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> float:
+    """Returns how long it took, in seconds."""
+    started_at = time.monotonic()
+    while not condition():
+        if time.monotonic() - started_at > timeout_s:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.1)
+    return time.monotonic() - started_at
+
+
+@dataclass
+class Service:
+    """A launcher in a process of its own, with its own home; `output` is what it has printed so far."""
+
+    home: Path
+    profile: str
+    config: Path = LOCAL_CONFIG
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.log = self.home / "launcher-output"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-c", _COMMAND, "serve",
+                    "--port", str(self.port), "--profile", self.profile, "--config", str(self.config),
+                ],
+                env=os.environ | {"TRITEXT_HOME": str(self.home)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def key(self) -> str:
+        return (self.home / "first_key").read_text().strip()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    @property
+    def commands(self) -> list[str]:
+        """The curl lines, as printed."""
+        return [line for line in self.output.splitlines() if line.startswith("curl ")]
+
+    def wait_ready(self, timeout_s: float = 240) -> None:
+        def is_ready() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the launcher ended:\n{self.output}")
+            return "Ctrl-C stops the service." in self.output
+
+        wait_until(is_ready, timeout_s=timeout_s, what=f"ready; it printed:\n{self.output}")
+
+    def complete(self, **fields: Any) -> httpx.Response:
+        body = {"model": MODEL, "prompt": "Hello", "max_tokens": 2} | fields
+        return httpx.post(f"{self.url}/v1/completions", json=body, headers=self.headers, timeout=120)
+
+    def status(self) -> dict[str, Any]:
+        """What the printed command `serve status` says of the application."""
+        [command] = re.findall(r"^Deployments: (.*)$", self.output, re.MULTILINE)
+        words = shlex.split(command)
+        variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+        found = subprocess.run(words[len(variables) :], env=os.environ | variables, capture_output=True, text=True)
+        return yaml.safe_load(found.stdout)["applications"]["tritext"] if found.returncode == 0 else {}
+
+    def healthy_deployments(self) -> set[str]:
+        deployments = self.status().get("deployments", {})
+        return {name for name, deployment in deployments.items() if deployment["status"] == "HEALTHY"}
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the service but the launcher itself."""
+        home = str(self.home)
+        found = [process for process in psutil.process_iter() if _environment(process).get("TRITEXT_HOME") == home]
+        return [process for process in found if process.pid != self.process.pid]
+
+    def replica(self, deployment: str) -> psutil.Process:
+        [process] = [p for p in self.processes() if f"ServeReplica:tritext:{deployment}" in " ".join(p.cmdline())]
+        return process
+
+    def engine_stats(self) -> dict[str, int]:
+        """The statistics of the generator's engine, asked over a handle."""
+        raylet = next(process for process in self.processes() if process.name() == "raylet")
+        variables = _environment(raylet)
+        del variables[MARKER]
+        [variables["RAY_ADDRESS"]] = (
+            word.removeprefix("--gcs-address=") for word in raylet.cmdline() if word.startswith("--gcs-address=")
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", _STATS], env=variables, capture_output=True, text=True, check=True
+        )
+        return dict(json.loads(found.stdout.splitlines()[-1]))
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextmanager
+def running(home: Path, profile: str, **options: Any) -> Iterator[Service]:
+    """A service that answers; stopped at the end, whatever happens."""
+    service = Service(home, profile, **options)
+    try:
+        service.wait_ready()
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.stop()
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return dict(process.environ())
+    except (psutil.Error, OSError):
+        return {}
