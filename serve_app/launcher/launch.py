@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import psutil
 import typer
@@ -23,28 +21,25 @@ from serve_app.launcher.first_key import ensure_first_key
 from serve_app.launcher.haproxy import has_haproxy, write_haproxy
 from serve_app.launcher.profile import Profile, choose_profile, environment
 from serve_app.launcher.serve_file import ServeFile, read_serve_file
+from serve_app.launcher.stop import Stopped, StopSignals
 
 Say = Callable[[str], None]
 
 _POLL_S = 0.25
 _WATCH_S = 1.0
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Stopped(BaseException):
-    """Somebody asked the service to stop."""
 
 
 def main(*, port: int, config: Path, profile: str) -> int:
     """Runs the service until it is told to stop; returns the exit status. What goes wrong is told in one sentence."""
     say = partial(typer.echo, file=sys.stdout)
     try:
-        with _stoppable():
+        with StopSignals() as signals:
             _run(
                 read_serve_file(config, http_port=port),
-                port,
                 choose_profile(profile, platform=sys.platform, has_haproxy=has_haproxy()),
-                say,
+                port=port,
+                say=say,
+                signals=signals,
             )
     except Stopped:
         return 0
@@ -54,7 +49,7 @@ def main(*, port: int, config: Path, profile: str) -> int:
     return 0
 
 
-def _run(serve_file: ServeFile, port: int, profile: Profile, say: Say) -> None:
+def _run(serve_file: ServeFile, profile: Profile, *, port: int, say: Say, signals: StopSignals) -> None:
     started_at = time.monotonic()
     home = Home().home
     local_state.prepare_home(home)
@@ -83,7 +78,7 @@ def _run(serve_file: ServeFile, port: int, profile: Profile, say: Say) -> None:
         )
         with _quiet(runtime_dir / "launcher.log"):
             try:
-                vital = _start(serve_file, runtime_dir, profile, chosen, say, started_at)
+                vital = _start(serve_file, profile, runtime_dir=runtime_dir, chosen=chosen, say=say, signals=signals)
                 text = banner(
                     port=port,
                     key=key,
@@ -92,16 +87,19 @@ def _run(serve_file: ServeFile, port: int, profile: Profile, say: Say) -> None:
                 )
                 say(f"Ready after {time.monotonic() - started_at:.0f} s.\n\n{text}")
                 while True:
+                    signals.check()
                     _require_alive(vital)
                     time.sleep(_WATCH_S)
             finally:
+                signals.ignore()
                 _stop(runtime_dir, say)
 
 
 def _start(
-    serve_file: ServeFile, runtime_dir: Path, profile: Profile, chosen: ports.Ports, say: Say, started_at: float
+    serve_file: ServeFile, profile: Profile, *, runtime_dir: Path, chosen: ports.Ports, say: Say, signals: StopSignals
 ) -> list[psutil.Process]:
     """Returns Ray's vital processes once the service answers. Raises SetupError."""
+    started_at = time.monotonic()
     say(f"Starting Ray ({profile.value} profile) ...")
     # Imported only here: Ray reads the environment, which has just been set, when it is imported.
     from serve_app.launcher import cluster
@@ -110,12 +108,13 @@ def _start(
     shutil.rmtree(temp_dir, ignore_errors=True)
     temp_dir.mkdir(mode=0o700)
     cluster.start_ray(temp_dir, num_cpus=max(2, os.cpu_count() or 1))
-    _install_signal_handlers()  # Ray has put its own in their place
+    signals.listen()  # Ray has put its own handlers in place
     vital = cluster.vital_processes()
     say("Starting the deployments ...")
     cluster.deploy(serve_file.document)
     up: set[str] = set()
     while True:
+        signals.check()
         _require_alive(vital)
         application = cluster.status(serve_file.app_name)
         if application is not None:
@@ -137,8 +136,6 @@ def _require_alive(vital: list[psutil.Process]) -> None:
 
 
 def _stop(runtime_dir: Path, say: Say) -> None:
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
     say("\nStopping ...")
     if "ray" in sys.modules:
         from serve_app.launcher import cluster
@@ -163,23 +160,3 @@ def _quiet(log: Path) -> Iterator[None]:
     """What Ray prints in this process goes to a file: it repeats there what its other processes report."""
     with log.open("w", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
         yield
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Signals that ask for the end raise Stopped."""
-    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-    _install_signal_handlers()
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _install_signal_handlers() -> None:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise Stopped
-
-    for number in _STOP_SIGNALS:
-        signal.signal(number, stop)

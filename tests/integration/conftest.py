@@ -30,9 +30,9 @@ def new_home(tmp_path_factory: pytest.TempPathFactory, model_home: Path) -> Call
     return make
 
 
-@pytest.fixture(scope="module", params=["throughput", "plain"])
+@pytest.fixture(scope="session", params=["throughput", "plain"])
 def service(request: pytest.FixtureRequest, new_home: Callable[[], Path]) -> Iterator[Service]:
-    """A running service, once for each profile."""
+    """A running service, once for each profile; what a test breaks it must see mended."""
     if request.param == "throughput" and sys.platform != "linux":
         pytest.skip("the throughput profile needs Linux")
     with running(new_home(), request.param) as service:
