@@ -12,9 +12,10 @@ from torch import Tensor
 
 from deployments.config import EngineConfig
 from deployments.engine.block_manager import BlockManager
-from deployments.engine.model_runner import ModelRunner, PagedRunner, PerSequenceRunner, load_runner
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.scheduler import Batch, ScheduledSequence
 from deployments.engine.sequence import Sequence
+from deployments.engine.transformers_runner import PagedRunner, PerSequenceRunner, load_transformers_runner
 from deployments.types import SamplingParams
 from tests.factories import make_tiny_model
 
@@ -38,7 +39,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 make_tiny_model(directory, architecture=architecture, dtype="float64")
             config = EngineConfig(dtype="float64", block_size=BLOCK_SIZE, kv_cache_bytes=4_000_000)
             plain = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
-            loaded[architecture] = load_runner(directory, config), plain.eval()
+            loaded[architecture] = load_transformers_runner(directory, config), plain.eval()
         return loaded[architecture]
 
     return load_once
@@ -133,4 +134,4 @@ def test_cache_stays_within_its_bytes(load: Any) -> None:
 def test_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(ValueError, match="no-such-model"):
-        load_runner(tmp_path, EngineConfig())
+        load_transformers_runner(tmp_path, EngineConfig())
