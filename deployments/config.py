@@ -14,7 +14,8 @@ class Settings(BaseModel):
 class EngineConfig(Settings):
     """How one generator replica runs its model.
 
-    dtype and device `auto`: a GPU in the weights' own precision where there is one, else the CPU in float32.
+    dtype and device `auto`: a GPU in the weights' own precision where there is one; else the CPU, in int8 where the
+    native kernels run the model (see deployments/engine/native), in float32 where they do not.
     num_threads 0 leaves the choice to torch. kv_cache_bytes bounds the memory of the KV cache; together with the model
     it decides how many tokens can be held. max_num_seqs bounds the sequences of one step, max_batched_tokens its tokens
     (prompts are computed in pieces of at most this), max_queued_sequences the sequences that wait to be computed: more

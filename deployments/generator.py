@@ -1,6 +1,7 @@
 """The generator node: one base model, from prompt token ids to text. A plain class; knows no Ray and no dialect."""
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from deployments.engine.protocol import Engine, EngineStats, Generation, RawLogp
 from deployments.engine.sequence_text import SequenceText
 from deployments.errors import EngineDead
 from deployments.model_files import ModelFiles, read_model_files
-from deployments.model_source import resolve
+from deployments.model_source import default_home, resolve
 from deployments.model_tokenizer import load_tokenizer
 from deployments.token_bytes import TokenBytes
 from deployments.types import (
@@ -24,7 +25,7 @@ from deployments.types import (
     Usage,
 )
 
-MakeEngine = Callable[[ModelConfig, ModelFiles], Engine]
+MakeEngine = Callable[[ModelConfig, ModelFiles, Path], Engine]
 
 
 class GeneratorNode:
@@ -32,7 +33,7 @@ class GeneratorNode:
 
     def __init__(self, model: ModelConfig, home: Path | None = None, *, make_engine: MakeEngine | None = None) -> None:
         self._model = model
-        self._home = home
+        self._home = home or default_home()
         self._make_engine = make_engine or make_torch_engine
         self._engine: Engine | None = None
         self._token_bytes: TokenBytes | None = None
@@ -42,7 +43,7 @@ class GeneratorNode:
         directory = await asyncio.to_thread(resolve, self._model.source, self._home)
         files = read_model_files(directory)
         self._token_bytes = TokenBytes(await asyncio.to_thread(load_tokenizer, directory))
-        engine = self._make_engine(self._model, files)
+        engine = self._make_engine(self._model, files, self._home)
         await engine.start()
         self._engine = engine
 
@@ -85,9 +86,10 @@ class GeneratorNode:
         return self._engine, self._token_bytes
 
 
-def make_torch_engine(model: ModelConfig, files: ModelFiles) -> Engine:
-    """The default engine for a model directory."""
+def make_torch_engine(model: ModelConfig, files: ModelFiles, home: Path) -> Engine:
+    """The default engine for a model directory; what it prepares for this machine is kept under `home`."""
     # Imported here: whoever composes the graph without running a model does not load torch.
+    from deployments.engine.model_runner import load_runner
     from deployments.engine.torch_engine import TorchEngine
 
     return TorchEngine(
@@ -95,6 +97,7 @@ def make_torch_engine(model: ModelConfig, files: ModelFiles) -> Engine:
         model.engine,
         context_length=min(model.context_length or files.context_length, files.context_length),
         eos_token_ids=frozenset(files.eos_token_ids),
+        load=functools.partial(load_runner, home=home),
     )
 
 

@@ -118,7 +118,9 @@ class EngineCore:
         logprobs: dict[int, RawLogprobs | None] = {}
         if sampling:
             rows = [self._sampler_row(item.sequence) for item in sampling]
-            sampled = self._sampler.sample(logits[sampling_rows], rows)
+            # Most steps only generate, and then every row is wanted: no copy.
+            wanted = logits if len(sampling_rows) == len(logits) else logits[sampling_rows]
+            sampled = self._sampler.sample(wanted, rows)
             for row, item in enumerate(sampling):
                 if row in sampled.failed:
                     result.failed[item.sequence.group] = sampled.failed[row]

@@ -1,5 +1,6 @@
 """What runs a step's batch: the one seam, beside the sampler, behind which tensors live."""
 
+import logging
 from pathlib import Path
 from typing import Protocol
 
@@ -7,18 +8,27 @@ import torch
 from torch import Tensor
 
 from deployments.config import EngineConfig
+from deployments.engine.native.architecture import Unsupported
+from deployments.engine.native.loading import load_native_runner
+from deployments.engine.sampling.draw import Draw
 from deployments.engine.scheduler import Batch
 from deployments.engine.sequence import Sequence
 
+logger = logging.getLogger(__name__)
+
 
 class ModelRunner(Protocol):
-    """chunked_prefill, prefix_reuse: whether a sequence's tokens may be computed in pieces, or found in the cache."""
+    """chunked_prefill, prefix_reuse: whether a sequence's tokens may be computed in pieces, or found in the cache.
+
+    `draw` is what draws tokens from its logits best.
+    """
 
     chunked_prefill: bool
     prefix_reuse: bool
     num_blocks: int
     vocab_size: int
     device: torch.device
+    draw: Draw
 
     def run(self, batch: Batch) -> Tensor:
         """Computes the batch; returns the logits [sum of num_logits, vocabulary], in the order of the batch."""
@@ -27,12 +37,17 @@ class ModelRunner(Protocol):
         """Forgets what it keeps for a sequence."""
 
 
-def load_runner(path: Path, config: EngineConfig) -> ModelRunner:
+def load_runner(path: Path, config: EngineConfig, home: Path) -> ModelRunner:
     """Loads the model of a directory into the runner that computes it best.
 
-    Raises OSError or ValueError, with a sentence, when the directory does not hold a model that can be run.
+    What the native kernels need is prepared under `home`, once. Raises OSError or ValueError, with a sentence, when the
+    directory does not hold a model that can be run.
     """
-    # Imported here: transformers takes seconds to import, and not every runner needs it.
+    try:
+        return load_native_runner(path, config, home)
+    except Unsupported as reason:
+        logger.info("%s runs on torch, not on the native kernels: %s", path.name, reason)
+    # Imported here: transformers takes seconds to import, and the native kernels do without it.
     from deployments.engine.transformers_runner import load_transformers_runner
 
     return load_transformers_runner(path, config)

@@ -8,20 +8,15 @@ import torch
 from torch import Tensor
 
 from deployments.engine.protocol import RawLogprobs
-from deployments.engine.sampling.draw import draw_tokens
+from deployments.engine.sampling.draw import Draw, TorchDraw
 from deployments.engine.sampling.edits import edit_logits
 from deployments.engine.sampling.logprobs import token_logprobs
-from deployments.engine.sampling.ranking import row_maxima
 from deployments.engine.sampling.sequence_state import SequenceState
 from deployments.engine.sampling.uniforms import uniforms
 from deployments.errors import GenerationFailed, InvalidRequest, ServiceError
 from deployments.types import SamplingParams
 
 _BROKEN_OUTPUT = "the model's output is not a distribution"
-
-# On CPU the temporaries of a few rows stay in the cache: a third off the time of a batch of 32 rows of 49,152.
-_NUM_CACHED_LOGITS = 2**18
-_MANY_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +59,23 @@ class Sampler:
     No constraint is ever dropped to save such a row.
     """
 
-    def __init__(self, vocab_size: int, eos_token_ids: frozenset[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        device: torch.device | str = "cpu",
+        *,
+        draw: Draw | None = None,
+    ) -> None:
         """`vocab_size` is the number of columns of the logits, which may be more than the tokenizer has tokens.
 
-        The work is done on `device`; logits from elsewhere are copied there.
+        The work is done on `device`; logits from elsewhere are copied there. `draw` does the part that looks at every
+        logit; None does it by torch.
         """
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._device = torch.device(device)
-        on_cpu = self._device.type == "cpu"
-        self._rows_at_once = max(1, _NUM_CACHED_LOGITS // vocab_size) if on_cpu else _MANY_ROWS
+        self._draw = draw or TorchDraw(vocab_size, self._device)
 
     def new_state(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> SequenceState:
         """The memory of one sequence, to be handed in with each of its rows."""
@@ -88,7 +90,7 @@ class Sampler:
         logits = self._checked(logits, len(rows))
         if not rows:
             return SampledTokens([], [], {})
-        maxima, likeliest = row_maxima(logits)
+        maxima, likeliest = self._draw.row_maxima(logits)
         token_ids = likeliest.tolist()
         failed: dict[int, ServiceError] = {
             row: GenerationFailed(_BROKEN_OUTPUT)
@@ -101,11 +103,12 @@ class Sampler:
             for index, row in enumerate(rows)
             if index not in failed and (states[index].edits_logits or not _is_greedy(row.params))
         ]
-        for start in range(0, len(changed), self._rows_at_once):
-            some = changed[start : start + self._rows_at_once]
-            where = torch.tensor(some, device=logits.device)
-            results = _choose(
-                logits[where], maxima[where], [rows[index] for index in some], [states[index] for index in some]
+        for start in range(0, len(changed), self._draw.rows_at_once):
+            some = changed[start : start + self._draw.rows_at_once]
+            results = self._choose(
+                *_rows_of(logits, maxima, some, [states[index] for index in some]),
+                [rows[index] for index in some],
+                [states[index] for index in some],
             )
             for index, result in zip(some, results, strict=True):
                 if isinstance(result, ServiceError):
@@ -125,10 +128,47 @@ class Sampler:
         logits = self._checked(logits, len(next_token_ids))
         if not next_token_ids:
             return []
-        maxima, _ = row_maxima(logits)
+        maxima, _ = self._draw.row_maxima(logits)
         if not bool(maxima.isfinite().all()):
             raise GenerationFailed(_BROKEN_OUTPUT)
         return token_logprobs(logits, next_token_ids, [num_top] * len(next_token_ids))
+
+    def _choose(
+        self, logits: Tensor, maxima: Tensor, rows: Sequence[SamplerRow], states: Sequence[SequenceState]
+    ) -> list[int | ServiceError]:
+        """The token, or the error, of each of these rows, whose logits it may change."""
+        if any(state.edits_logits for state in states):
+            edit_logits(logits, states, [row.position for row in rows], [row.output_token_ids for row in rows])
+            maxima, likeliest = self._draw.row_maxima(logits)
+            results: list[int | ServiceError] = list(likeliest.tolist())
+            for index, maximum in enumerate(maxima.tolist()):
+                if not math.isfinite(maximum):
+                    results[index] = InvalidRequest("the constraints of the request leave no token to generate")
+        else:
+            results = [0] * len(rows)
+        drawn = [
+            index
+            for index, row in enumerate(rows)
+            if not _is_greedy(row.params) and not isinstance(results[index], ServiceError)
+        ]
+        if drawn:
+            params = [rows[index].params for index in drawn]
+            numbers = uniforms(
+                [p.seed for p in params],
+                [rows[index].sequence_index for index in drawn],
+                [rows[index].position for index in drawn],
+            )
+            where = torch.tensor(drawn, device=logits.device)
+            everything = len(drawn) == len(rows)
+            tokens = self._draw.draw_tokens(
+                logits if everything else logits[where],
+                maxima if everything else maxima[where],
+                params,
+                torch.from_numpy(numbers).to(logits.device),
+            )
+            for index, token_id in zip(drawn, tokens.tolist(), strict=True):
+                results[index] = token_id
+        return results
 
     def _checked(self, logits: Tensor, num_rows: int) -> Tensor:
         if logits.shape != (num_rows, self._vocab_size) or logits.dtype not in (torch.float32, torch.float64):
@@ -139,42 +179,14 @@ class Sampler:
         return logits.to(self._device)
 
 
-def _choose(
-    logits: Tensor, maxima: Tensor, rows: Sequence[SamplerRow], states: Sequence[SequenceState]
-) -> list[int | ServiceError]:
-    """The token, or the error, of each of these rows, whose logits it may change."""
-    if any(state.edits_logits for state in states):
-        edit_logits(logits, states, [row.position for row in rows], [row.output_token_ids for row in rows])
-        maxima, likeliest = row_maxima(logits)
-        results: list[int | ServiceError] = list(likeliest.tolist())
-        for index, maximum in enumerate(maxima.tolist()):
-            if not math.isfinite(maximum):
-                results[index] = InvalidRequest("the constraints of the request leave no token to generate")
-    else:
-        results = [0] * len(rows)
-    drawn = [
-        index
-        for index, row in enumerate(rows)
-        if not _is_greedy(row.params) and not isinstance(results[index], ServiceError)
-    ]
-    if drawn:
-        params = [rows[index].params for index in drawn]
-        numbers = uniforms(
-            [p.seed for p in params],
-            [rows[index].sequence_index for index in drawn],
-            [rows[index].position for index in drawn],
-        )
-        where = torch.tensor(drawn, device=logits.device)
-        everything = len(drawn) == len(rows)
-        tokens = draw_tokens(
-            logits if everything else logits[where],
-            maxima if everything else maxima[where],
-            params,
-            torch.from_numpy(numbers).to(logits.device),
-        )
-        for index, token_id in zip(drawn, tokens.tolist(), strict=True):
-            results[index] = token_id
-    return results
+def _rows_of(
+    logits: Tensor, maxima: Tensor, rows: Sequence[int], states: Sequence[SequenceState]
+) -> tuple[Tensor, Tensor]:
+    """Logits and maxima of these rows: a copy, where they are not all or will be edited."""
+    if len(rows) == len(logits) and not any(state.edits_logits for state in states):
+        return logits, maxima
+    where = torch.tensor(rows, device=logits.device)
+    return logits[where], maxima[where]
 
 
 def _is_greedy(params: SamplingParams) -> bool:

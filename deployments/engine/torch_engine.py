@@ -16,7 +16,7 @@ from pathlib import Path
 from deployments.config import EngineConfig
 from deployments.engine.core import EngineCore, StepResult
 from deployments.engine.generation import QueuedGeneration
-from deployments.engine.model_runner import ModelRunner, load_runner
+from deployments.engine.model_runner import ModelRunner
 from deployments.engine.protocol import EngineStats, Generation
 from deployments.engine.sampler import Sampler
 from deployments.engine.sequence import Sequence as TokenSequence
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class TorchEngine:
-    """Implements `Engine` for a model directory in Hugging Face layout."""
+    """Implements `Engine` for a model directory in Hugging Face layout, on the runner that `load` makes of it."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class TorchEngine:
         *,
         context_length: int,
         eos_token_ids: frozenset[int],
-        load: Callable[[Path, EngineConfig], ModelRunner] = load_runner,
+        load: Callable[[Path, EngineConfig], ModelRunner],
     ) -> None:
         self._path = path
         self._config = config
@@ -70,7 +70,9 @@ class TorchEngine:
                 f"of {self._context_length}: raise kv_cache_bytes, or set context_length"
             )
         self._vocab_size = runner.vocab_size
-        core = EngineCore(runner, Sampler(runner.vocab_size, self._eos_token_ids, runner.device), self._config)
+        core = EngineCore(
+            runner, Sampler(runner.vocab_size, self._eos_token_ids, runner.device, draw=runner.draw), self._config
+        )
         self._stats = core.stats()
         return core
 

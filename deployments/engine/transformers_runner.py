@@ -18,6 +18,7 @@ from deployments.config import EngineConfig
 from deployments.engine import attention
 from deployments.engine.attention import PagedBatch, PagedCache, Segment
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.sampling.draw import Draw, TorchDraw
 from deployments.engine.scheduler import Batch, ScheduledSequence
 from deployments.engine.sequence import Sequence
 
@@ -66,6 +67,7 @@ class PagedRunner:
         self._block_size = config.block_size
         self.device = model.device
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
+        self.draw: Draw = TorchDraw(self.vocab_size, self.device)
         self.num_blocks = config.kv_cache_bytes // (bytes_per_token * config.block_size)
         self._cache = PagedCache(self.num_blocks * config.block_size)
 
@@ -106,6 +108,7 @@ class PerSequenceRunner:
         self._model = model
         self.device = model.device
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
+        self.draw: Draw = TorchDraw(self.vocab_size, self.device)
         self.num_blocks = config.kv_cache_bytes // (_estimated_bytes_per_token(model) * config.block_size)
         self._caches: dict[int, Any] = {}
 

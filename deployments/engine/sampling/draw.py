@@ -10,15 +10,45 @@ order that only the vocabulary's size decides, or affects nothing but how many c
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from deployments.engine.sampling.ranking import at_least, blocks, lower_bounds
+from deployments.engine.sampling.ranking import at_least, blocks, lower_bounds, row_maxima
 from deployments.types import SamplingParams
 
 _MAX_CHEAP_RANK = 256
 _BLOCK = 256
+
+# On CPU the temporaries of a few rows stay in the cache: a third off the time of a batch of 32 rows of 49,152.
+_NUM_CACHED_LOGITS = 2**18
+_MANY_ROWS = 1024
+
+
+class Draw(Protocol):
+    """The part of sampling that looks at every logit. `rows_at_once`: in how large portions it is best asked."""
+
+    rows_at_once: int
+
+    def row_maxima(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ranking.row_maxima`."""
+
+    def draw_tokens(self, logits: Tensor, maxima: Tensor, params: Sequence[SamplingParams], uniforms: Tensor) -> Tensor:
+        """See `draw_tokens`."""
+
+
+class TorchDraw:
+    """Implements `Draw` for any device."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.rows_at_once = max(1, _NUM_CACHED_LOGITS // vocab_size) if device.type == "cpu" else _MANY_ROWS
+
+    def row_maxima(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return row_maxima(logits)
+
+    def draw_tokens(self, logits: Tensor, maxima: Tensor, params: Sequence[SamplingParams], uniforms: Tensor) -> Tensor:
+        return draw_tokens(logits, maxima, params, uniforms)
 
 
 def draw_tokens(logits: Tensor, maxima: Tensor, params: Sequence[SamplingParams], uniforms: Tensor) -> Tensor:

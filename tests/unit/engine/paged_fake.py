@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deployments.engine.sampling.draw import TorchDraw
 from deployments.engine.scheduler import Batch
 from deployments.engine.sequence import Sequence as TokenSequence
 
@@ -27,6 +28,7 @@ class PagedFakeRunner:
     def __init__(self, num_blocks: int, block_size: int, vocab_size: int = 50) -> None:
         self.num_blocks = num_blocks
         self.vocab_size = vocab_size
+        self.draw = TorchDraw(vocab_size, self.device)
         self._block_size = block_size
         self._slots = [-1] * (num_blocks * block_size)
         self.batches: list[Batch] = []

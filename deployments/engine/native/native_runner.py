@@ -1,0 +1,152 @@
+"""Runs a batch on the native kernels: gathers its integers, calls the compiled step, hands out the logits.
+
+Implements `deployments.engine.model_runner.ModelRunner`. Knows no transformers: a start takes what torch takes to load.
+"""
+
+import ctypes
+import mmap
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deployments.config import EngineConfig
+from deployments.engine.native.architecture import Architecture
+from deployments.engine.native.native_draw import NativeDraw
+from deployments.engine.native.weight_file import Array, map_weights
+from deployments.engine.sampling.draw import Draw
+from deployments.engine.scheduler import Batch
+from deployments.engine.sequence import Sequence
+
+PAGE_TOKENS = 16
+
+
+class _Shape(ctypes.Structure):
+    """`Shape` of kernels/model.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")),
+        *((name, ctypes.c_int32) for name in ("vocabulary", "block_size", "threads")),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+_LAYER_TENSORS = ("attention_norm", "qkv", "qkv_bias", "output", "mlp_norm", "gate_up", "down")
+
+
+class _LayerWeights(ctypes.Structure):
+    """`LayerWeights` of kernels/model.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in _LAYER_TENSORS)
+
+
+class _Step(ctypes.Structure):
+    """`Step` of kernels/model.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("rows", "sequences", "logit_rows")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "positions", "starts", "tables", "table_starts", "logits_of")),
+        *((name, ctypes.c_void_p) for name in ("cache", "logits")),
+    )
+
+
+class NativeRunner:
+    """All sequences of a batch in one pass over int8 weights; a sequence's logits do not depend on the others.
+
+    The cache holds keys and values as float16, in exactly `num_blocks` blocks within the configured bytes.
+    """
+
+    chunked_prefill = True
+    prefix_reuse = True
+    device = torch.device("cpu")
+
+    def __init__(self, architecture: Architecture, weights: Path, config: EngineConfig, kernels: ctypes.CDLL) -> None:
+        """weights: a file that `quantize` wrote. kernels: the compiled kernels. Raises OSError or ValueError where the
+        weights cannot be read."""
+        self._kernels = kernels
+        self._kernels.tritext_create.restype = ctypes.c_void_p
+        self._architecture = architecture
+        self._block_size = config.block_size
+        self._weights = map_weights(weights)
+        self.vocab_size = architecture.vocab_size
+        self.draw: Draw = NativeDraw(kernels, config.num_threads)
+        bytes_per_token = 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim * 2
+        self.num_blocks = config.kv_cache_bytes // (bytes_per_token * config.block_size)
+        # Anonymous memory: aligned, and taken from the system when a block is first written.
+        size = self.num_blocks * config.block_size * bytes_per_token
+        self._cache: Array = np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
+        self._model = ctypes.c_void_p(self._create(config))
+        weakref.finalize(self, self._kernels.tritext_destroy, self._model)
+
+    def run(self, batch: Batch) -> Tensor:
+        """Raises ValueError for a token or a block that does not exist, MemoryError when memory runs out."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        tables: list[int] = []
+        table_starts: list[int] = []
+        logits_of: list[int] = []
+        starts = [0]
+        for item in batch.scheduled:
+            tokens += item.sequence.tokens(item.start, item.end)
+            positions += range(item.start, item.end)
+            table_starts.append(len(tables))
+            tables += item.sequence.block_table
+            starts.append(len(tokens))
+            logits_of += range(len(tokens) - item.num_logits, len(tokens))
+        logits = torch.empty((len(logits_of), self.vocab_size), dtype=torch.float32)
+        if not tokens:
+            return logits
+        # The kernels check nothing, and would read or write elsewhere.
+        if min(tokens) < 0 or max(tokens) >= self.vocab_size:
+            raise ValueError("the batch holds a token that the model does not have")
+        if (
+            min(tables) < 0
+            or max(tables) >= self.num_blocks
+            or any(len(item.sequence.block_table) * self._block_size < item.end for item in batch.scheduled)
+        ):
+            raise ValueError("the batch holds a block that the cache does not have")
+        # Kept until the call is over: the step holds addresses only.
+        arrays = [np.array(part, np.int32) for part in (tokens, positions, starts, tables, table_starts, logits_of)]
+        addresses = (array.ctypes.data for array in arrays)
+        step = _Step(
+            len(tokens), len(batch.scheduled), len(logits_of), *addresses, self._cache.ctypes.data, logits.data_ptr()
+        )
+        if self._kernels.tritext_run(self._model, ctypes.byref(step)):
+            raise MemoryError("no memory for the activations of a step")
+        return logits
+
+    def release(self, sequence: Sequence) -> None:
+        """Nothing to do: the blocks of the cache are the block manager's."""
+
+    def _create(self, config: EngineConfig) -> int:
+        architecture = self._architecture
+        shape = _Shape(
+            architecture.num_layers,
+            architecture.hidden_size,
+            architecture.intermediate_size,
+            architecture.num_heads,
+            architecture.num_kv_heads,
+            architecture.head_dim,
+            architecture.vocab_size,
+            config.block_size,
+            config.num_threads or len(os.sched_getaffinity(0)),
+            architecture.epsilon,
+        )
+        layers = (_LayerWeights * architecture.num_layers)()
+        for index, layer in enumerate(layers):
+            for name in _LAYER_TENSORS:
+                setattr(layer, name, _address(self._weights.get(f"layers.{index}.{name}")))
+        shared = (
+            ctypes.c_void_p(_address(self._weights[name])) for name in ("embedding", "frequencies", "norm", "head")
+        )
+        model: int | None = self._kernels.tritext_create(ctypes.byref(shape), *shared, layers)
+        if not model:
+            raise MemoryError("no memory for the model")
+        return model
+
+
+def _address(array: Array | None) -> int | None:
+    return None if array is None else array.ctypes.data
