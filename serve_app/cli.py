@@ -95,8 +95,17 @@ def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")], config: Con
 @model_app.command("prepare")
 def prepare_models(config: Config = LOCAL_CONFIG) -> None:
     """Make the files of the configured models, so that the next start of the service need not."""
+    # Imported here: they bring libraries that no other command needs.
+    from deployments.engine.native.architecture import Unsupported
+    from deployments.engine.native.loading import prepare
+
+    home = Home().home
     for model in read_serve_file(config, http_port=DEFAULT_PORT).config.graph.models:
-        directory = resolve(model.source, Home().home, on_progress=lambda line: typer.echo(line, err=True))
+        directory = resolve(model.source, home, on_progress=_say, verify_digests=True)
+        try:
+            prepare(directory, model.engine, home, report=_say)
+        except Unsupported as reason:
+            _say(f"{model.id} runs on torch, not on the native kernels: {reason}")
         typer.echo(f"{model.id}  {directory}")
 
 
@@ -121,6 +130,10 @@ def _with_keys(config: Path, ask: Callable[[Keys], Awaitable[T]], *, create: boo
             return await ask(keys)
 
     return asyncio.run(run())
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _public(record: KeyRecord) -> dict[str, Any]:

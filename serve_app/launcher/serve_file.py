@@ -17,6 +17,7 @@ IMPORT_PATH = "serve_app.app:build"
 class ServeFile:
     """`document` is what Serve gets, `app_name` and `config` are those of the application in it that is ours."""
 
+    path: Path
     document: dict[str, Any]
     app_name: str
     config: AppConfig
@@ -45,4 +46,4 @@ def read_serve_file(path: Path, *, http_port: int) -> ServeFile:
     except ValueError as error:
         raise SetupError(f"the `args` in {path} are not valid: {error}") from None
     document["http_options"] = {**(document.get("http_options") or {}), "port": http_port}
-    return ServeFile(document, ours[0].get("name", "default"), config)
+    return ServeFile(path, document, ours[0].get("name", "default"), config)

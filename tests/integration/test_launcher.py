@@ -26,12 +26,8 @@ def start(new_home: NewHome) -> Iterator[Callable[..., Service]]:
         return service
 
     yield run
-    for service in started:
-        if service.process.poll() is None:
-            service.process.kill()
-            service.process.wait()
-        for process in service.processes():
-            process.kill()
+    for service in reversed(started):
+        service.discard()
 
 
 @pytest.mark.parametrize(("profile", "number"), [("plain", signal.SIGTERM), ("throughput", signal.SIGINT)])

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PAGE_TOKENS = 16
+"""How many tokens a page of the kernels' cache holds; a block of the engine is one page or several."""
+
 _MODEL_TYPES = ("llama", "mistral", "qwen2")
 
 

@@ -34,21 +34,36 @@ def missing_on_this_machine() -> str | None:
     return None
 
 
-def load_kernels(cache: Path) -> ctypes.CDLL:
-    """The compiled kernels; compiles them (ten seconds) where the cache has none of these sources.
+def is_compiled(cache: Path) -> bool:
+    """Whether the cache holds these sources, compiled."""
+    return _library(cache).is_file()
+
+
+def compiled_kernels(cache: Path) -> Path:
+    """The library of the kernels; compiles them (ten seconds) where the cache has none of these sources.
 
     Raises Unsupported when this machine cannot run or compile them.
     """
     reason = missing_on_this_machine()
     if reason is not None:
         raise Unsupported(reason)
-    library = cache / f"kernels-{_key()}.so"
+    library = _library(cache)
     if not library.is_file():
         _compile(library)
+    return library
+
+
+def load_kernels(cache: Path) -> ctypes.CDLL:
+    """The kernels, loaded into this process. Raises what `compiled_kernels` raises."""
+    library = compiled_kernels(cache)
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise Unsupported(f"the compiled kernels cannot be loaded: {error}") from error
+
+
+def _library(cache: Path) -> Path:
+    return cache / f"kernels-{_key()}.so"
 
 
 def _compile(library: Path) -> None:

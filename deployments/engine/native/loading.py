@@ -5,15 +5,16 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from deployments.config import EngineConfig
-from deployments.engine.native.architecture import Unsupported, read_architecture
-from deployments.engine.native.build import load_kernels, missing_on_this_machine
-from deployments.engine.native.native_runner import PAGE_TOKENS, NativeRunner
+from deployments.engine.native.architecture import PAGE_TOKENS, Unsupported, read_architecture
+from deployments.engine.native.build import compiled_kernels, is_compiled, load_kernels, missing_on_this_machine
 from deployments.engine.native.weight_file import read_metadata
 from deployments.model_preparation.cache import prepared
+
+if TYPE_CHECKING:
+    from deployments.engine.native.native_runner import NativeRunner
 
 WEIGHTS_NAME = "int8.safetensors"
 FORMAT = "tritext-int8-1"
@@ -24,10 +25,8 @@ logger = logging.getLogger(__name__)
 def unsupported(directory: Path, config: EngineConfig) -> str | None:
     """Why the native kernels do not run this model, this configuration or on this machine; None if they do.
 
-    Cheap: reads config.json and asks the processor. Raises OSError or ValueError without a readable config.json.
+    Raises OSError or ValueError without a readable config.json.
     """
-    if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
-        return "it runs on a GPU"
     if config.dtype != "auto":
         return f"the configuration asks for {config.dtype}"
     if config.block_size % PAGE_TOKENS:
@@ -39,13 +38,24 @@ def unsupported(directory: Path, config: EngineConfig) -> str | None:
         read_architecture(directory)
     except Unsupported as refused:
         return str(refused)
-    return None
+    return "it runs on a GPU" if _runs_on_gpu(config) else None
 
 
-def load_native_runner(
-    directory: Path, config: EngineConfig, home: Path, *, report: Callable[[str], None] = logger.info
-) -> NativeRunner:
-    """The runner of a model directory. The first time it compiles the kernels and quantises the weights into `home`.
+def _runs_on_gpu(config: EngineConfig) -> bool:
+    import torch  # a second to import: whoever only asks what is prepared does without
+
+    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+
+
+def is_prepared(directory: Path, home: Path) -> bool:
+    """Whether a start of this model finds the quantised weights and the compiled kernels. Imports no torch."""
+    return is_compiled(home / "kernels") and any(
+        weights.is_file() for weights in (directory / WEIGHTS_NAME, _prepared_directory(directory, home) / WEIGHTS_NAME)
+    )
+
+
+def prepare(directory: Path, config: EngineConfig, home: Path, *, report: Callable[[str], None] = logger.info) -> Path:
+    """Compiles the kernels and quantises the weights of a model directory into `home`, once; returns the weights' file.
 
     Raises Unsupported, with the reason, where another runner must take the model; OSError or ValueError where the
     model's files are not what they should be.
@@ -53,15 +63,33 @@ def load_native_runner(
     reason = unsupported(directory, config)
     if reason is not None:
         raise Unsupported(reason)
-    kernels = load_kernels(home / "kernels")
+    if not is_compiled(home / "kernels"):
+        report("compiling the kernels for this processor")
+    compiled_kernels(home / "kernels")
     weights = directory / WEIGHTS_NAME
     if not weights.is_file():
-        target = home / "models" / f"{directory.name}-int8-{_identity(directory)}"
-        made = prepared(target, lambda new: write_quantized(directory, new / WEIGHTS_NAME, report), report=report)
-        weights = made / WEIGHTS_NAME
+        target = _prepared_directory(directory, home)
+        weights = (
+            prepared(target, lambda new: write_quantized(directory, new / WEIGHTS_NAME, report), report=report)
+            / WEIGHTS_NAME
+        )
     if read_metadata(weights).get("format") != FORMAT:
         raise Unsupported(f"{weights} was prepared by another version")
-    return NativeRunner(read_architecture(directory), weights, config, kernels)
+    return weights
+
+
+def load_native_runner(
+    directory: Path, config: EngineConfig, home: Path, *, report: Callable[[str], None] = logger.info
+) -> "NativeRunner":
+    """The runner of a model directory, which is prepared first where it is not. Raises what `prepare` raises."""
+    weights = prepare(directory, config, home, report=report)
+    from deployments.engine.native.native_runner import NativeRunner
+
+    return NativeRunner(read_architecture(directory), weights, config, load_kernels(home / "kernels"))
+
+
+def _prepared_directory(directory: Path, home: Path) -> Path:
+    return home / "models" / f"{directory.name}-int8-{_identity(directory)}"
 
 
 def prepare_directory(source: Path, target: Path, report: Callable[[str], None] = logger.info) -> None:

@@ -21,8 +21,6 @@ from deployments.engine.sampling.draw import Draw
 from deployments.engine.scheduler import Batch
 from deployments.engine.sequence import Sequence
 
-PAGE_TOKENS = 16
-
 
 class _Shape(ctypes.Structure):
     """`Shape` of kernels/model.cpp."""

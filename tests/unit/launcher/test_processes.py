@@ -50,3 +50,21 @@ def test_a_process_that_ignores_the_request_is_forced(
     stubborn = start(tmp_path, IGNORES_TERM)
     assert processes.end_all(tmp_path) == []
     assert not psutil.pid_exists(stubborn.pid)
+
+
+def test_a_process_that_has_changed_its_title_is_found(
+    tmp_path: Path, start: Callable[[Path, str], subprocess.Popen[str]]
+) -> None:
+    changes_title = "import ray, time; ray._raylet.setproctitle('x' * 200); print(flush=True); time.sleep(60)"
+    renamed = start(tmp_path, changes_title)
+    assert processes.end_all(tmp_path) == []
+    assert not psutil.pid_exists(renamed.pid)
+
+
+def test_a_known_process_is_ended_without_its_marker(
+    tmp_path: Path, start: Callable[[Path, str], subprocess.Popen[str]]
+) -> None:
+    unmarked = start(tmp_path / "other", SLEEPS)
+    known = [process for process in processes.descendants() if process.pid == unmarked.pid]
+    assert processes.end_all(tmp_path, known) == []
+    assert not psutil.pid_exists(unmarked.pid)
