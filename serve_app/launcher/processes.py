@@ -19,7 +19,7 @@ def descendants() -> list[psutil.Process]:
 
 def find(runtime_dir: Path) -> list[psutil.Process]:
     """The processes that were started with this directory as their marker, whoever is their parent by now."""
-    return [process for process in psutil.process_iter() if _belongs(process, f"{MARKER}={runtime_dir}")]
+    return [process for process in psutil.process_iter() if _belongs(process, runtime_dir)]
 
 
 def end_all(runtime_dir: Path, known: Iterable[psutil.Process] = ()) -> list[psutil.Process]:
@@ -43,10 +43,15 @@ def _left(runtime_dir: Path, known: set[psutil.Process]) -> list[psutil.Process]
     return list({process for process in known if _is_alive(process)} | set(find(runtime_dir)))
 
 
-def _belongs(process: psutil.Process, marker: str) -> bool:
+def _belongs(process: psutil.Process, runtime_dir: Path) -> bool:
     try:
-        is_ours = process.pid != os.getpid() and process.uids().real == os.getuid()
-        return is_ours and marker in _environment(process) and _is_alive(process)
+        if process.pid == os.getpid() or process.uids().real != os.getuid() or not _is_alive(process):
+            return False
+        environment = _environment(process)
+        if environment:
+            return f"{MARKER}={runtime_dir}" in environment
+        # A changed title can overwrite the whole environment. Every process of Ray writes a log in the directory.
+        return any(Path(file.path).is_relative_to(runtime_dir) for file in process.open_files())
     except (psutil.Error, OSError):
         return False
 
@@ -62,5 +67,5 @@ def _environment(process: psutil.Process) -> set[str]:
     if psutil.LINUX:
         # psutil stops at the first empty entry, and a process that has changed its title, as Ray's do, has some.
         block = Path(f"/proc/{process.pid}/environ").read_bytes()
-        return set(block.decode(errors="replace").split("\0"))
+        return set(block.decode(errors="replace").split("\0")) - {""}
     return {f"{name}={value}" for name, value in process.environ().items()}

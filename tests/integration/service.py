@@ -126,9 +126,13 @@ class Service:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of the service but the launcher itself."""
-        home = str(self.home)
-        found = [process for process in psutil.process_iter() if _environment(process).get("TRITEXT_HOME") == home]
-        return [process for process in found if process.pid != self.process.pid]
+        home, runtime_dir = str(self.home), make_runtime_dir(self.home)
+        return [
+            process
+            for process in psutil.process_iter()
+            if process.pid != self.process.pid
+            and (_environment(process).get("TRITEXT_HOME") == home or _has_open_file(process, runtime_dir))
+        ]
 
     def replica(self, deployment: str) -> psutil.Process:
         [process] = [p for p in self.processes() if f"ServeReplica:tritext:{deployment}" in " ".join(p.cmdline())]
@@ -178,3 +182,10 @@ def _environment(process: psutil.Process) -> dict[str, str]:
     except (psutil.Error, OSError):
         return {}
     return dict(entry.split("=", 1) for entry in block.decode(errors="replace").split("\0") if "=" in entry)
+
+
+def _has_open_file(process: psutil.Process, directory: Path) -> bool:
+    try:
+        return any(Path(file.path).is_relative_to(directory) for file in process.open_files())
+    except (psutil.Error, OSError):
+        return False

@@ -70,6 +70,7 @@ def test_what_a_killed_launcher_leaves_is_ended_by_the_next_start(
     assert second.complete().status_code == 200
     assert len([process for process in second.processes() if process.name() == "raylet"]) == 1
     assert len([process for process in second.processes() if process.name() == "haproxy"]) == 1
+    assert len([process for process in second.processes() if process.name() == "ray::DashboardAgent"]) == 1
 
 
 def test_a_port_in_use_is_one_sentence(start: Callable[..., Service]) -> None:

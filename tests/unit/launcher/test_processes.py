@@ -61,6 +61,16 @@ def test_a_process_that_has_changed_its_title_is_found(
     assert not psutil.pid_exists(renamed.pid)
 
 
+def test_a_process_whose_environment_is_overwritten_is_known_by_its_open_files(
+    tmp_path: Path, start: Callable[[Path, str], subprocess.Popen[str]]
+) -> None:
+    log = f"file = open({str(tmp_path / 'log')!r}, 'w')"
+    title = "import ray, time; ray._raylet.setproctitle('x' * 100_000)"
+    renamed = start(tmp_path, f"{log}; {title}; print(flush=True); time.sleep(60)")
+    assert processes.end_all(tmp_path) == []
+    assert not psutil.pid_exists(renamed.pid)
+
+
 def test_a_known_process_is_ended_without_its_marker(
     tmp_path: Path, start: Callable[[Path, str], subprocess.Popen[str]]
 ) -> None:
