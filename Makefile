@@ -16,7 +16,7 @@ PROGRESS := | sed -unE 's/^ *(Downloading|Using cached) ([^ ]*) ?(.*)/  \2 \3/p'
 OR_FAIL := || { echo "make: the packages could not be installed; above stands why (is the package index reachable?)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check format lock clean
+.PHONY: help install install-dev serve test check bench compare format lock clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -35,6 +35,13 @@ check: $(VENV)/dev.stamp ## format, lint, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp ## measure the engine alone, then the whole service over HTTP
+	$(BIN)/python -m load_tests.engine_speed
+	$(BIN)/python -m load_tests.bench tritext
+
+compare: $(VENV)/dev.stamp ## measure the service beside llama.cpp (LLAMA_SERVER=program LLAMA_GGUF=model)
+	$(BIN)/python -m load_tests.bench tritext llamacpp
 
 format: $(VENV)/dev.stamp ## format the code and mend what the linter can
 	$(BIN)/ruff format .

@@ -18,7 +18,7 @@ def descendants() -> list[psutil.Process]:
 
 
 def find(runtime_dir: Path) -> list[psutil.Process]:
-    """The processes that were started with this directory as their marker, whoever is their parent by now."""
+    """The processes that were started with this directory as their marker, or write in it, whatever their parent."""
     return [process for process in psutil.process_iter() if _belongs(process, runtime_dir)]
 
 
@@ -47,11 +47,10 @@ def _belongs(process: psutil.Process, runtime_dir: Path) -> bool:
     try:
         if process.pid == os.getpid() or process.uids().real != os.getuid() or not _is_alive(process):
             return False
-        environment = _environment(process)
-        if environment:
-            return f"{MARKER}={runtime_dir}" in environment
-        # A changed title can overwrite the whole environment. Every process of Ray writes a log in the directory.
-        return any(Path(file.path).is_relative_to(runtime_dir) for file in process.open_files())
+        # Ray's processes change their titles, which overwrites the environment or a part of it; but all write logs.
+        return f"{MARKER}={runtime_dir}" in _environment(process) or any(
+            Path(file.path).is_relative_to(runtime_dir) for file in process.open_files()
+        )
     except (psutil.Error, OSError):
         return False
 
@@ -65,7 +64,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 def _environment(process: psutil.Process) -> set[str]:
     if psutil.LINUX:
-        # psutil stops at the first empty entry, and a process that has changed its title, as Ray's do, has some.
+        # psutil stops at the first empty entry, and a process that has changed its title has some.
         block = Path(f"/proc/{process.pid}/environ").read_bytes()
-        return set(block.decode(errors="replace").split("\0")) - {""}
+        return set(block.decode(errors="replace").split("\0"))
     return {f"{name}={value}" for name, value in process.environ().items()}
