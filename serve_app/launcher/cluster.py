@@ -74,7 +74,7 @@ def deploy(document: Mapping[str, Any]) -> None:
         serve.start(proxy_location=schema.proxy_location, http_options=schema.http_options.model_dump())
         _get_global_client().deploy_apps(schema)
     except Exception as error:
-        raise SetupError(f"Ray Serve did not start: {_first_line(error)}") from error
+        raise SetupError(f"Ray Serve did not start: {_reason(str(error))}") from error
 
 
 def status(app_name: str) -> ApplicationStatusOverview | None:

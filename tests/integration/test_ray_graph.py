@@ -60,7 +60,7 @@ def test_every_streamed_line_is_an_http_chunk_of_its_own(service: Service) -> No
 
 
 def test_the_beginning_of_a_stream_arrives_before_its_end_is_made(service: Service) -> None:
-    body = {"model": MODEL, "prompt": "Hello", "max_tokens": 64, "stream": True, "ignore_eos": True}
+    body = {"model": MODEL, "prompt": "Hello", "max_tokens": 1000, "stream": True, "ignore_eos": True}
     started_at = time.monotonic()
     with httpx.stream(
         "POST", f"{service.url}/v1/completions", json=body, headers=service.headers, timeout=60

@@ -154,9 +154,8 @@ def test_extreme_temperatures_give_a_distribution(temperature, scale, dtype):
 def test_the_token_is_the_inverse_of_the_cumulative_distribution_in_vocabulary_order(seed, vocab_size, uniform, top_k):
     logits = random_logits(seed, vocab_size)
     params = SamplingParams(top_k=top_k)
-    found = int(draw(logits, params, torch.tensor([uniform])))
+    found = int(draw(logits, params, torch.tensor([uniform], dtype=torch.float64)))
     cumulative = of_transformers(logits, params).cumsum(0)
-    uniform = float(torch.tensor(uniform).float())
     assume(float((cumulative - uniform).abs().min()) > 1e-12)
     assert found == int(torch.searchsorted(cumulative, uniform, right=True))
 
