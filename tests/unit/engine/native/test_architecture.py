@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from deployments.engine.native.architecture import Unsupported, architecture_of, read_architecture
 
@@ -70,7 +71,6 @@ def test_head_size_and_key_heads_have_defaults() -> None:
     ids=lambda rope: str(rope["rope_type"]),
 )
 def test_rotary_frequencies_are_those_of_transformers(rope: dict[str, Any]) -> None:
-    transformers = pytest.importorskip("transformers")
     config = {**TINY, "head_dim": 64, "rope_parameters": rope, "max_position_embeddings": 512}
     theirs = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(transformers.LlamaConfig(**config))
 
