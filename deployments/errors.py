@@ -4,12 +4,16 @@ ServiceError
 ├── InvalidRequest        400
 │   ├── InvalidParameter        a field of the request, named by `param`
 │   ├── ContextLengthExceeded   the prompt does not fit the model
-│   └── PayloadTooLarge   413   the body is longer than the limit
+│   ├── OutOfCredits            the account or the key has nothing left to spend
+│   ├── PayloadTooLarge   413   the body is longer than the limit
+│   └── IdempotencyMismatch 422 the idempotency key was used for another request
 ├── Unauthenticated       401
 ├── PermissionDenied      403
 ├── NotFound              404
 │   └── ModelNotFound
 ├── MethodNotAllowed      405
+├── Conflict              409   another request is doing this at this moment
+├── RateLimited           429   a window of the key is full; come back after `retry_after_s`
 ├── Overloaded            503   come back after `retry_after_s`
 ├── DeadlineExceeded      504   the answer did not come within the service's own limit
 └── EngineError           500
@@ -63,9 +67,24 @@ class ContextLengthExceeded(InvalidRequest):
         )
 
 
+class OutOfCredits(InvalidRequest):
+    """The words and the code are InferKit's, on which its clients rely."""
+
+    code = "out_of_credits"
+
+    @property
+    def message(self) -> str:
+        return "Out of generation credits"
+
+
 class PayloadTooLarge(InvalidRequest):
     status = 413
     code = "payload_too_large"
+
+
+class IdempotencyMismatch(InvalidRequest):
+    status = 422
+    code = "idempotency_mismatch"
 
 
 class Unauthenticated(ServiceError):
@@ -103,6 +122,22 @@ class MethodNotAllowed(ServiceError):
     def __init__(self, message: str, allow: str) -> None:
         super().__init__(message, allow)
         self.allow = allow
+
+
+class Conflict(ServiceError):
+    status = 409
+    code = "conflict"
+
+
+class RateLimited(ServiceError):
+    """RateLimited(message, retry_after_s)"""
+
+    status = 429
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(ServiceError):

@@ -22,7 +22,8 @@ from deployments.types import (
     TokenPrompt,
     Usage,
 )
-from serve_app.use_cases.keys import Keys, Principal
+from serve_app.use_cases.callers import Principal
+from serve_app.use_cases.keys import Keys
 
 KEY = "tt-test-key"
 DOCUMENT_TOKEN = 0x110000

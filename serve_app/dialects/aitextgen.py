@@ -14,9 +14,9 @@ from serve_app.http.disconnect import run_while_connected
 from serve_app.http.json_text import to_json
 from serve_app.http.openapi import answer, request_body
 from serve_app.http.request_body import read_json
-from serve_app.http.request_id import unique_request_id
 from serve_app.http.wire_model import WireModel, parse
 from serve_app.services import Services
+from serve_app.use_cases.callers import Caller, Dialect
 from serve_app.use_cases.generate import GenerateCommand
 
 
@@ -55,10 +55,9 @@ _ANSWER_EXAMPLES = {
 }
 
 
-def to_command(body: GenerateBody, *, request_id: str, account: str, default_model: str) -> GenerateCommand:
+def to_command(body: GenerateBody, *, caller: Caller, default_model: str) -> GenerateCommand:
     return GenerateCommand(
-        request_id=request_id,
-        account=account,
+        caller=caller,
         model=default_model if body.model is None else body.model,
         prompts=(TextPrompt(body.prompt),),
         sampling=SamplingParams(temperature=body.temperature, top_p=body.top_p),
@@ -80,15 +79,14 @@ def router(services: Services) -> APIRouter:
     async def generate(request: Request) -> Response:
         """Continues a prompt."""
         started_at = time.perf_counter()
-        principal = await authenticate(request, services)
+        caller = await authenticate(request, services, Dialect.AITEXTGEN)
         data = await read_json(
             request, max_bytes=http.max_body_bytes, max_depth=http.max_json_depth, require_json_content_type=True
         )
         body = parse(GenerateBody, data)
         command = to_command(
             body,
-            request_id=unique_request_id(request),
-            account=principal.account,
+            caller=caller,
             default_model=services.models.default.id,
         )
         answers = await run_while_connected(

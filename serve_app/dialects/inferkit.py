@@ -21,10 +21,10 @@ from serve_app.http.error_response import error_as_ndjson
 from serve_app.http.json_text import to_json
 from serve_app.http.openapi import answer, request_body, text_answer
 from serve_app.http.request_body import read_json
-from serve_app.http.request_id import unique_request_id
 from serve_app.http.streaming import stream_response
 from serve_app.http.wire_model import WireModel, parse
 from serve_app.services import Services
+from serve_app.use_cases.callers import Caller, Dialect
 from serve_app.use_cases.generate import GenerateCommand, PromptChunk
 
 Envelope = Literal["both", "bare", "data"]
@@ -97,11 +97,10 @@ _REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
-def to_command(body: GenerateBody, *, request_id: str, account: str, model: str) -> GenerateCommand:
+def to_command(body: GenerateBody, *, caller: Caller, model: str) -> GenerateCommand:
     max_tokens = body.length * _MAX_TOKENS_PER_CHARACTER
     return GenerateCommand(
-        request_id=request_id,
-        account=account,
+        caller=caller,
         model=model,
         prompts=(_prompt(body),),
         sampling=SamplingParams(
@@ -186,7 +185,7 @@ def router(services: Services) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         """Continues a prompt, or makes up a text. The body is read as JSON whatever its content type says."""
-        principal = await authenticate(request, services, allow_raw_key=True)
+        caller = await authenticate(request, services, Dialect.INFERKIT, allow_raw_key=True)
         model = services.models.resolve(request.path_params["id"])
         data = await read_json(
             request,
@@ -197,7 +196,7 @@ def router(services: Services) -> APIRouter:
             allow_trailing_commas=True,
         )
         body = parse(GenerateBody, data)
-        command = to_command(body, request_id=unique_request_id(request), account=principal.account, model=model.id)
+        command = to_command(body, caller=caller, model=model.id)
         encoder = ChunkEncoder(envelope, body.force_no_end)
         if body.stream_response:
             return await stream_response(

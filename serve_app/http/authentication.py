@@ -2,20 +2,35 @@
 
 from starlette.requests import Request
 
-from deployments.errors import Unauthenticated
+from deployments.errors import PermissionDenied, Unauthenticated
+from serve_app.http.request_id import unique_request_id
 from serve_app.services import Services
-from serve_app.use_cases.keys import Principal
+from serve_app.use_cases.callers import Caller, Dialect, Scope
 
 
-async def authenticate(request: Request, services: Services, *, allow_raw_key: bool = False) -> Principal:
-    """Raises Unauthenticated when the key is missing, malformed, unknown or revoked.
+async def authenticate(
+    request: Request,
+    services: Services,
+    dialect: Dialect,
+    *,
+    scope: Scope = Scope.INFERENCE,
+    allow_raw_key: bool = False,
+) -> Caller:
+    """The caller, whom the request's state remembers as `caller`.
 
     allow_raw_key: the header may also hold the key alone, without the word Bearer.
+    Raises Unauthenticated when the key is missing, malformed, unknown, expired or revoked; PermissionDenied when it
+    lacks the scope.
     """
     key = _presented_key(request.headers.get("authorization", ""), allow_raw_key)
     if key is None:
         raise Unauthenticated("an API key is required; send the header 'Authorization: Bearer YOUR_API_KEY'")
-    return await services.keys.authenticate(key)
+    principal = await services.keys.authenticate(key)
+    caller = Caller(unique_request_id(request), dialect, principal)
+    request.state.caller = caller
+    if scope not in principal.scopes:
+        raise PermissionDenied(f"this key may not be used for this: it lacks the scope {scope.value!r}")
+    return caller
 
 
 def _presented_key(header: str, allow_raw_key: bool) -> str | None:

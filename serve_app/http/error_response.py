@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from deployments.errors import MethodNotAllowed, Overloaded, ServiceError
+from deployments.errors import MethodNotAllowed, OutOfCredits, Overloaded, RateLimited, ServiceError
 from serve_app.http.json_text import to_json
 
 _logger = logging.getLogger(__name__)
@@ -22,7 +22,9 @@ _EXTENSION_CODES = {
     403: "FORBIDDEN",
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
+    409: "CONFLICT",
     413: "PAYLOAD_TOO_LARGE",
+    422: "BAD_USER_INPUT",
     429: "RATE_LIMITED",
     503: "OVERLOADED",
     504: "DEADLINE_EXCEEDED",
@@ -50,9 +52,15 @@ def error_body(error: ServiceError) -> dict[str, Any]:
             "type": _TYPES.get(error.status, default_type),
             "param": error.param,
             "code": error.code,
-            "extensions": {"code": _EXTENSION_CODES.get(error.status, "INTERNAL_SERVER_ERROR")},
+            "extensions": {"code": _extension_code(error)},
         }
     }
+
+
+def _extension_code(error: ServiceError) -> str:
+    if isinstance(error, OutOfCredits):
+        return "OUT_OF_CREDITS"
+    return _EXTENSION_CODES.get(error.status, "INTERNAL_SERVER_ERROR")
 
 
 def error_response(error: Exception, request_id: str) -> Response:
@@ -84,6 +92,6 @@ def _headers(error: ServiceError) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, MethodNotAllowed):
         return {"Allow": error.allow}
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | RateLimited):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return {}

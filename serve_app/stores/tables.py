@@ -1,18 +1,155 @@
-"""The tables: the one place that says what is stored. Times are seconds since 1970, UTC."""
+"""The tables: the one place that says what is stored.
 
-from sqlalchemy import Column, Float, Index, LargeBinary, MetaData, String, Table
+Times are seconds since 1970, UTC. Amounts are whole microcredits, millionths of a credit, so that sums are exact.
+"""
 
-metadata = MetaData()
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pk",
+        "fk": "%(table_name)s_%(column_0_name)s_fk",
+        "uq": "%(table_name)s_%(column_0_name)s_unique",
+    }
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", String(200), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("closed_at", Float),  # a closed account's keys are refused
+    Column("credit", BigInteger),  # what is left to spend; null: no bound
+    Column("reserved", BigInteger, nullable=False, server_default="0"),  # of it, held for requests that are running
+)
 
 keys = Table(
     "keys",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("account", String(200), nullable=False),
+    Column("account", String(200), ForeignKey("accounts.id"), nullable=False),
     Column("name", String(200), nullable=False),
     Column("digest", LargeBinary(32), nullable=False),
+    Column("scopes", JSON, nullable=False),  # a list of words
+    Column("models", JSON),  # a list of ids; null: all
+    Column("limits", JSON, nullable=False),  # by dialect, where they differ from the configured ones
+    Column("budget", BigInteger),  # what the key may spend in all; null: no bound of its own
+    Column("spent", BigInteger, nullable=False, server_default="0"),
+    Column("reserved", BigInteger, nullable=False, server_default="0"),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),
+    Column("last_used_at", Float),  # to the minute
+    Column("replaced_by", String(32)),  # the key that a rotation made
     Index("keys_by_account", "account", "created_at"),
+)
+
+rate_windows = Table(
+    "rate_windows",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("dialect", String(20), primary_key=True),
+    Column("name", String(50), primary_key=True),
+    Column("started_at", Float, nullable=False),
+    Column("used", BigInteger, nullable=False),
+)
+
+owners = Table(  # processes that hold reservations or run idempotent requests
+    "owners",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("alive_until", Float, nullable=False),
+)
+
+ledger = Table(  # one line for each request that may cost something
+    "ledger",
+    metadata,
+    Column("id", String(150), primary_key=True),  # the request's id
+    Column("account", String(200), nullable=False),
+    Column("key_id", String(32), nullable=False),
+    Column("dialect", String(20), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("owner", String(32)),  # who will settle it; null once it is settled
+    Column("created_at", Float, nullable=False),
+    Column("settled_at", Float),  # null: open
+    Column("held", BigInteger, nullable=False),  # the most that it can cost
+    Column("held_tokens", BigInteger, nullable=False),  # counted in token windows until it is settled
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),  # what was delivered so far, or in all
+    Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("characters", BigInteger, nullable=False, server_default="0"),
+    Column("cost", BigInteger, nullable=False, server_default="0"),
+    Column("outcome", String(20)),  # completed, cancelled, failed, lost
+    Index("ledger_by_owner", "owner"),
+    Index("ledger_by_key", "key_id", "settled_at"),
+    Index("ledger_by_account", "account", "created_at", "id"),
+    Index("ledger_by_time", "created_at", "id"),
+)
+
+usage_by_day = Table(  # the sums of settled lines, kept as they are settled
+    "usage_by_day",
+    metadata,
+    Column("day", String(10), primary_key=True),  # 2026-01-31, UTC
+    Column("account", String(200), primary_key=True),
+    Column("key_id", String(32), primary_key=True),
+    Column("dialect", String(20), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("characters", BigInteger, nullable=False),
+    Column("cost", BigInteger, nullable=False),
+    Index("usage_by_day_by_account", "account", "day"),
+)
+
+credit_grants = Table(  # granted minus the ledger's costs is an account's credit
+    "credit_grants",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("account", String(200), ForeignKey("accounts.id"), nullable=False),
+    Column("amount", BigInteger, nullable=False),  # below zero: taken back
+    Column("note", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("credit_grants_by_account", "account", "created_at"),
+)
+
+idempotent_requests = Table(
+    "idempotent_requests",
+    metadata,
+    Column("account", String(200), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", LargeBinary(32), nullable=False),  # of method, path and body
+    Column("owner", String(32)),  # who runs it; null once the answer is kept
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("status", Integer),
+    Column("headers", JSON),
+    Column("body", LargeBinary),
+    Index("idempotent_requests_by_expiry", "expires_at"),
+    Index("idempotent_requests_by_owner", "owner"),
+)
+
+audit_log = Table(  # rows are only ever added
+    "audit_log",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("actor", String(200), nullable=False),  # a key's id, or `command line`
+    Column("action", String(50), nullable=False),  # such as key.create
+    Column("target", String(200), nullable=False),
+    Column("details", JSON, nullable=False),
+    Index("audit_log_by_time", "at"),
 )

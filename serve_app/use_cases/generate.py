@@ -19,6 +19,7 @@ from deployments.types import (
     SamplingParams,
     SequenceOutput,
 )
+from serve_app.use_cases.callers import Caller
 from serve_app.use_cases.models import ModelCatalog
 
 
@@ -33,8 +34,7 @@ class GenerateCommand:
     keep only the end of the prompt, though never less than half a context of it (`truncate`).
     """
 
-    request_id: str
-    account: str
+    caller: Caller
     model: str
     prompts: tuple[Prompt, ...]
     sampling: SamplingParams
@@ -149,7 +149,11 @@ class TextGeneration:
                 bad_words_token_ids=encoded.bad_words_token_ids,
                 logprobs=logprobs,
             )
-            request_id = command.request_id if len(encoded.prompt_token_ids) == 1 else f"{command.request_id}-{index}"
+            request_id = (
+                command.caller.request_id
+                if len(encoded.prompt_token_ids) == 1
+                else f"{command.caller.request_id}-{index}"
+            )
             requests.append(
                 GenerateRequest(
                     request_id=request_id,
@@ -157,7 +161,7 @@ class TextGeneration:
                     prompt_token_ids=prompt_token_ids,
                     sampling=sampling,
                     num_sequences=num_sequences,
-                    cache_salt=command.account,
+                    cache_salt=command.caller.account,
                 )
             )
         return requests

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deployments.errors import InvalidParameter, NotFound, Unauthenticated
+from serve_app.use_cases.callers import Principal
 from serve_app.use_cases.key_format import generate_key, parse_key
 
 CACHE_TTL_S = 5.0
@@ -21,14 +22,6 @@ CACHE_TTL_S = 5.0
 _MAX_CACHED_KEYS = 10_000
 _MAX_NAME_LENGTH = 200
 _DIGEST_OF_NO_KEY = bytes(hashlib.sha256().digest_size)
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who calls: the account that is charged and isolated, and the key that was presented."""
-
-    account: str
-    key_id: str
 
 
 @dataclass(frozen=True, slots=True)

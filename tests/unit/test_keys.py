@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.errors import InvalidParameter, NotFound, Unauthenticated
+from serve_app.use_cases.callers import Principal
 from serve_app.use_cases.key_format import generate_key
-from serve_app.use_cases.keys import CACHE_TTL_S, Keys, Principal
+from serve_app.use_cases.keys import CACHE_TTL_S, Keys
 from tests.unit.key_stores import InMemoryKeyStore
 
 

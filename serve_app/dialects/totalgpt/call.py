@@ -15,8 +15,8 @@ from deployments.types import Usage
 from serve_app.http.authentication import authenticate
 from serve_app.http.json_text import to_json
 from serve_app.http.request_body import read_json
-from serve_app.http.request_id import unique_request_id
 from serve_app.services import Services
+from serve_app.use_cases.callers import Caller, Dialect
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,7 @@ class Call:
     `model_name` is what the client calls it, an id or an alias.
     """
 
-    id: str
-    account: str
+    caller: Caller
     model_name: str
     model: ModelConfig
     body: Mapping[str, Any]
@@ -41,7 +40,7 @@ async def read_call(
     The path's model wins over the body's. Without either, the default model where `model_is_optional`, else 400.
     Raises Unauthenticated, ModelNotFound, InvalidRequest.
     """
-    principal = await authenticate(request, services)
+    caller = await authenticate(request, services, Dialect.TOTALGPT)
     if path_model is not None:
         services.models.resolve(path_model)
     body = await read_json(
@@ -58,7 +57,7 @@ async def read_call(
     if not isinstance(model_name, str):
         raise InvalidParameter("model must be a string", "model")
     model = services.models.resolve(model_name)
-    return Call(unique_request_id(request), principal.account, model_name, model, body)
+    return Call(caller, model_name, model, body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,9 @@ class Envelope:
 
 
 def make_envelope(call: Call, *, prefix: str, object_name: str) -> Envelope:
-    return Envelope(f"{prefix}-{call.id}", object_name, int(time.time()), call.model_name, fingerprint(call.model))
+    return Envelope(
+        f"{prefix}-{call.caller.request_id}", object_name, int(time.time()), call.model_name, fingerprint(call.model)
+    )
 
 
 def fingerprint(model: ModelConfig) -> str:

@@ -21,8 +21,7 @@ def make_command(
     """Raises InvalidParameter. `truncate_prompt_tokens` -1 cuts as much of a prompt as its answer needs."""
     fits_prompt = fields.truncate_prompt_tokens == -1
     return GenerateCommand(
-        request_id=call.id,
-        account=call.account,
+        caller=call.caller,
         model=call.model.id,
         prompts=prompts,
         sampling=to_sampling_params(fields, logprobs=logprobs, prompt_logprobs=prompt_logprobs),

@@ -13,6 +13,7 @@ from serve_app.dialects.totalgpt.call import json_answer
 from serve_app.dialects.totalgpt.documents import documented
 from serve_app.http.authentication import authenticate
 from serve_app.services import Services
+from serve_app.use_cases.callers import Dialect
 
 CREATED = 1677610602
 """The time that the API's documentation shows. A model's real age is unknown, and the value must never change."""
@@ -56,7 +57,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
 
     async def list_models(request: Request) -> Response:
         """Every id and every alias: clients look here for the name that they are going to use."""
-        await authenticate(request, services)
+        await authenticate(request, services, Dialect.TOTALGPT)
         models = services.models.models
         lengths = await asyncio.gather(*map(context_length, models))
         data = [
@@ -68,7 +69,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
 
     async def retrieve_model(request: Request) -> Response:
         """The model with this id or alias, which may contain slashes."""
-        await authenticate(request, services)
+        await authenticate(request, services, Dialect.TOTALGPT)
         name = request.path_params["id"]
         model = services.models.resolve(name)
         return json_answer(model_object(name, model, await context_length(model)))

@@ -10,6 +10,7 @@ from deployments.config import ModelConfig
 from deployments.errors import ContextLengthExceeded, GenerationFailed, InvalidParameter, ModelNotFound
 from deployments.graph import Graph
 from deployments.types import SamplingParams, TextPrompt
+from serve_app.use_cases.callers import Caller, Dialect, Principal
 from serve_app.use_cases.generate import GenerateCommand, TextGeneration
 from serve_app.use_cases.models import ModelCatalog
 from tests.fakes import FakeGenerator, FakeTokenizer
@@ -29,8 +30,7 @@ def make_command(*prompts: str, **fields: Any) -> GenerateCommand:
     sampling = fields.pop("sampling", SamplingParams())
     return GenerateCommand(
         **{
-            "request_id": "r",
-            "account": "alice",
+            "caller": Caller("r", Dialect.TOTALGPT, Principal("alice", "key-of-alice")),
             "model": "base",
             "prompts": tuple(map(TextPrompt, prompts or ("hello",))),
             "sampling": sampling,

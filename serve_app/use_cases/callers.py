@@ -1,0 +1,80 @@
+"""Who asks, and in which dialect: settled once for each request, before its body is read. Pure; knows no HTTP."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+
+class Dialect(StrEnum):
+    """The API that a request speaks; limits and prices are set for each."""
+
+    AITEXTGEN = "aitextgen"
+    INFERKIT = "inferkit"
+    TOTALGPT = "totalgpt"
+
+
+class Scope(StrEnum):
+    """What a key may be used for. ADMIN: the whole service's accounts, keys, credits, usage and audit log."""
+
+    INFERENCE = "inference"
+    FINE_TUNE = "fine-tune"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """At most `quota` requests or tokens of one key in a window of `period_s` seconds, which its first use opens."""
+
+    name: str
+    quota: int
+    period_s: float
+    counts: Literal["requests", "tokens"] = "requests"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What replaces the configured limits of a dialect for one key. None: no bound."""
+
+    windows: tuple[Window, ...] = ()
+    max_concurrent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls: the account that is charged and isolated, the key that was presented, and what it may do.
+
+    models: the ids of the models that it may use, None for all. limits: the key's own, by dialect.
+    """
+
+    account: str
+    key_id: str
+    scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})
+    models: frozenset[str] | None = None
+    limits: tuple[tuple[Dialect, KeyLimits], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WindowStanding:
+    """How a window stands after a request was counted: what is left, and in how many seconds it is whole again."""
+
+    window: Window
+    remaining: int
+    resets_in_s: float
+
+
+@dataclass(slots=True)
+class Caller:
+    """One request's caller.
+
+    request_id: unique to this request; it names the work done for it and its line in the ledger. limits: how the
+    key's windows stand, once the request was counted (also by a refusal); None before that.
+    """
+
+    request_id: str
+    dialect: Dialect
+    principal: Principal
+    limits: tuple[WindowStanding, ...] | None = None
+
+    @property
+    def account(self) -> str:
+        return self.principal.account
