@@ -36,7 +36,7 @@ def start_service(num_clients: int) -> Iterator[HttpServer]:  # noqa: ARG001
 
 @contextmanager
 def start_engine(num_clients: int) -> Iterator[Worker]:  # noqa: ARG001
-    with worker([sys.executable, "-m", "load_tests.engine_speed", "--worker"]) as started:
+    with worker([sys.executable, "-m", "load_tests.engine_worker"]) as started:
         yield started
 
 

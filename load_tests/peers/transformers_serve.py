@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from load_tests.contender import Contender, install_hint
 from load_tests.http_server import HttpServer, http_server
@@ -24,7 +25,7 @@ def prepare() -> None:
 @contextmanager
 def start(num_clients: int) -> Iterator[HttpServer]:  # noqa: ARG001
     port, model = free_port(), str(float_model())
-    command = [
+    command: list[str | Path] = [
         ENVIRONMENT.program("transformers"), "serve", model, "--host", "127.0.0.1", "--port", str(port),
         "--device", "cpu", "--dtype", "float32", "--continuous-batching",
     ]  # fmt: skip

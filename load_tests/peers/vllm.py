@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from load_tests.contender import Contender, install_hint
 from load_tests.http_server import HttpServer, http_server
@@ -39,7 +40,7 @@ def start(num_clients: int) -> Iterator[HttpServer]:
         "KMP_BLOCKTIME": "1",
         "LD_PRELOAD": str(ENVIRONMENT.directory / "lib" / "libiomp5.so"),
     }
-    command = [
+    command: list[str | Path] = [
         ENVIRONMENT.program("vllm"), "serve", float_model(), "--served-model-name", "m", "--dtype", "float32",
         "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024",
         "--max-num-seqs", str(max(32, num_clients)), "--no-enable-prefix-caching",
