@@ -139,6 +139,8 @@ def _summary(record: Record) -> str:
             )
         case PrefillRecord():
             return f"{record.contender}: {record.num_prompt_tokens / min(record.seconds):.0f} prompt tokens/s at most"
+        case MemoryRecord():
+            return f"{record.contender}: {record.pss_mib} MiB, of it {record.largest_process} {record.largest_peak_mib}"
         case FailureRecord():
             return f"{record.contender} failed: {record.reason}"
         case _:

@@ -58,7 +58,7 @@ class Program:
                 pss += one.memory_full_info().pss
                 peak = _peak_kib(one.pid)
                 if peak > largest:
-                    largest, name = peak, " ".join(one.cmdline()[:2])[:60] or one.name()
+                    largest, name = peak, _name(one)
             except (psutil.Error, OSError):
                 continue  # it has just ended
         return Memory(pss >> 20, largest >> 10, name)
@@ -121,6 +121,12 @@ def _pipe(end: IO[bytes] | None) -> IO[bytes]:
     if end is None:
         raise RuntimeError("the program was started without pipes")
     return end
+
+
+def _name(process: psutil.Process) -> str:
+    """Its title, where it has given itself one, else its program's name."""
+    command = process.cmdline()
+    return Path(command[0]).name[:60] if command and command[0] else process.name()
 
 
 def _peak_kib(pid: int) -> int:

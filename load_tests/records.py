@@ -5,7 +5,7 @@ Every figure of a report can be computed again from them. `kind` tells which rec
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,10 +108,10 @@ _NAMES = {record_type: kind for kind, record_type in _KINDS.items()}
 
 
 def to_line(record: Record) -> str:
-    """A line of JSON with its line feed. Samples are lists in the order of their fields."""
+    """A line of JSON with its line feed. Samples are lists in the order of their fields, times to 10 microseconds."""
     content: dict[str, Any] = {"kind": _NAMES[type(record)]} | asdict(record)
     if isinstance(record, CellRecord):
-        content["samples"] = [[getattr(one, field.name) for field in fields(Sample)] for one in record.samples]
+        content["samples"] = [[round(value, 5) for value in astuple(one)] for one in record.samples]
     return json.dumps(content) + "\n"
 
 

@@ -53,7 +53,7 @@ def _throughput(cells: dict[str, dict[int, CellFigures]]) -> str:
     """With the ratio to the first contender, which is what can be compared between machines."""
     reference = next(iter(cells))
     concurrencies = _concurrencies(cells)
-    heading = ["", *(_clients(number) for number in concurrencies), f"{reference} by this"]
+    heading = ["", *(_clients(number) for number in concurrencies), f"{reference} ÷ this"]
     rows = []
     for contender, by_concurrency in cells.items():
         ratios = [

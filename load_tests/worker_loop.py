@@ -55,7 +55,7 @@ def prefill(loop: Loop, num_prompt_tokens: int, repeats: int) -> list[float]:
     """Seconds from a prompt to its one new token, of prompts that share no beginning, after one that does not count."""
     seconds = []
     for repeat in range(repeats + 1):
-        first_id = 100 + 1000 * repeat
+        first_id = 1000 * repeat + num_prompt_tokens  # what another length or repeat has begun with is not reused
         started = time.perf_counter()
         loop.add(0, list(range(first_id, first_id + num_prompt_tokens)), 1)
         while not any(ended for _, ended in loop.step().values()):

@@ -27,7 +27,7 @@ def _lines(records: list[Record]) -> list[str]:
 
 def test_throughput_has_a_row_for_each_and_the_ratio_to_the_first() -> None:
     lines = _lines(_RECORDS)
-    assert "|  | 1 client | 8 clients | ours by this |" in lines
+    assert "|  | 1 client | 8 clients | ours ÷ this |" in lines
     assert "| ours | 256 | 1024 |  |" in lines
     assert "| theirs |  | 512 | 2.0 |" in lines
 

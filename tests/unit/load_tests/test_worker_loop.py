@@ -35,8 +35,9 @@ def test_all_prompts_are_answered_in_full_with_so_many_at_once() -> None:
     assert all(0 <= sent <= first <= last <= wall_s for sent, first, last, _ in samples)
 
 
-def test_prefill_drops_its_first_prompt_and_repeats_none() -> None:
+def test_prefill_drops_its_first_prompt_and_repeats_no_beginning() -> None:
     loop = _FakeLoop()
     assert len(prefill(loop, 64, 3)) == 3
-    assert [len(prompt) for prompt in loop.prompts] == [64] * 4
-    assert len({prompt[0] for prompt in loop.prompts}) == 4
+    assert len(prefill(loop, 256, 3)) == 3
+    assert [len(prompt) for prompt in loop.prompts] == [64] * 4 + [256] * 4
+    assert len({prompt[0] for prompt in loop.prompts}) == 8
