@@ -80,9 +80,7 @@ class TorchEngine:
 
     def submit(self, request: GenerateRequest, *, wants_pieces: bool = True) -> Generation:
         check_token_ids(request, self._vocab_size)
-        num_prompt = len(request.prompt_token_ids)
-        if num_prompt >= self._context_length:
-            raise ContextLengthExceeded(num_prompt, self._context_length)
+        self._refuse_what_cannot_fit(request)
         group = next(self._keys)
         sequences = [
             self._sequence(request, group, index)
@@ -134,6 +132,15 @@ class TorchEngine:
 
     def _forget(self, group: int) -> None:
         self._generations.pop(group, None)
+
+    def _refuse_what_cannot_fit(self, request: GenerateRequest) -> None:
+        """Every sequence needs a token to continue from and room for one more; the cache holds one whole context."""
+        if not request.prompt_token_ids:
+            raise InvalidParameter("the prompt holds no token to continue from", "prompt")
+        begun = [len(tokens) for index, tokens in enumerate(request.generated) if index not in request.complete]
+        num_known = len(request.prompt_token_ids) + max(begun, default=0)
+        if num_known >= self._context_length:
+            raise ContextLengthExceeded(num_known, self._context_length)
 
     def _refuse_beyond_queue(self) -> None:
         num_waiting = self._stats.num_waiting + self._num_submitted
