@@ -10,7 +10,7 @@ from deployments.errors import Conflict, IdempotencyMismatch
 from serve_app.stores.database import Database
 from serve_app.stores.ownership import owned_by
 from serve_app.stores.tables import idempotent_requests, owners
-from serve_app.stores.upsert import insert
+from serve_app.stores.upsert import insert_new
 from serve_app.use_cases.idempotency import KEPT_FOR_S, KeptAnswer
 
 _columns = idempotent_requests.c
@@ -35,14 +35,12 @@ class SqlIdempotentRequests:
             "headers": None,
             "body": None,
         }
-        is_alive = exists().where(owners.c.id == _columns.owner, owners.c.alive_until >= now)
+        is_alive = exists().where(owners.c.id == _columns.owner, owners.c.alive_until > now)
         found = select(idempotent_requests, is_alive.label("is_alive")).where(_is(account, key)).with_for_update()
         take = update(idempotent_requests).where(_is(account, key)).values(values)
 
         async def work(connection: AsyncConnection) -> KeptAnswer | None:
-            new = insert(connection, idempotent_requests).values(account=account, key=key, **values)
-            # Waits for another transaction that is adding the same row.
-            if (await connection.execute(new.on_conflict_do_nothing())).rowcount == 1:
+            if await insert_new(connection, idempotent_requests, {"account": account, "key": key, **values}):
                 return None
             row = (await connection.execute(found)).one_or_none()
             if row is None:  # the row that was in the way has been abandoned at this moment

@@ -22,7 +22,7 @@ class UsageGroup(StrEnum):
 class UsageQuery:
     """Which settled requests are summed, and by what. None: all.
 
-    first_day, last_day: such as `2026-01-31`, in UTC, both included; a request counts on the day on which it was settled.
+    first_day, last_day: such as `2026-01-31`, in UTC, both included; a request counts on the day of its settlement.
     """
 
     account: str | None = None
