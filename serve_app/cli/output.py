@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import typer
 
 Rows = Sequence[Mapping[str, Any]]
+
+_NUMBER = re.compile(r"-?[0-9.]+")
 
 
 def say(line: str) -> None:
@@ -28,7 +31,9 @@ def print_table(columns: Sequence[str], rows: Rows) -> None:
     """Columns as wide as their longest value; numbers stand to the right."""
     texts = [[_text(row[column]) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
-    numeric = [bool(rows) and all(isinstance(row[column], int) for row in rows) for column in columns]
+    numeric = [all(_NUMBER.fullmatch(text) for text in column) for column in zip(*texts, strict=True)] or [False] * len(
+        columns
+    )
     for line in (columns, *texts):
         cells = zip(line, widths, numeric, strict=True)
         typer.echo(
