@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import DeploymentStatusOverview
@@ -14,7 +15,7 @@ from deployments.ray_graph import Handle, connect_graph
 from serve_app.api import create_api
 from serve_app.config import AppConfig, Secrets
 from serve_app.services import Services
-from serve_app.stores.database import open_database
+from serve_app.stores.database import open_database, require_reach
 from serve_app.stores.keys import SqlKeyStore
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.keys import Keys
@@ -33,7 +34,9 @@ class Ingress:
     ) -> None:
         secrets = Secrets.load()
         self._resources = AsyncExitStack()
-        database = await self._resources.enter_async_context(open_database(secrets.database_url(config)))
+        database_url = secrets.database_url(config)
+        require_reach(database_url, num_nodes())
+        database = await self._resources.enter_async_context(open_database(database_url))
         graph = connect_graph(config.graph, tokenizer, generators)
         models = ModelCatalog(config.graph.models)
         self._services = Services(
@@ -78,6 +81,11 @@ def _without_request_id(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send_without)
 
     return answer
+
+
+def num_nodes() -> int:
+    """How many machines the cluster has at this moment."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 async def is_ready() -> bool:
