@@ -13,7 +13,7 @@ from serve_app.http.authentication import authenticate
 from serve_app.http.disconnect import run_while_connected
 from serve_app.http.idempotency import idempotent
 from serve_app.http.json_text import to_json
-from serve_app.http.openapi import answer, request_body
+from serve_app.http.openapi import answer, billed_request
 from serve_app.http.request_body import read_json
 from serve_app.http.wire_model import WireModel, parse
 from serve_app.services import Services
@@ -77,7 +77,7 @@ def router(services: Services) -> APIRouter:
     @routes.post(
         "/v1/aitextgen/generate",
         summary="Generate text",
-        openapi_extra=request_body(GenerateBody, _REQUEST_EXAMPLES),
+        openapi_extra=billed_request(GenerateBody, _REQUEST_EXAMPLES),
         responses={200: answer("The generated text.", GenerateAnswer, _ANSWER_EXAMPLES)},
     )
     @idempotent(services, identify)

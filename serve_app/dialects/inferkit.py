@@ -20,7 +20,7 @@ from serve_app.http.disconnect import run_while_connected
 from serve_app.http.error_response import error_as_ndjson
 from serve_app.http.idempotency import idempotent
 from serve_app.http.json_text import to_json
-from serve_app.http.openapi import answer, request_body, text_answer
+from serve_app.http.openapi import answer, billed_request, text_answer
 from serve_app.http.request_body import read_json
 from serve_app.http.streaming import stream_response
 from serve_app.http.wire_model import WireModel, parse
@@ -184,7 +184,7 @@ def router(services: Services) -> APIRouter:
     @routes.post(
         "/v1/models/{id:path}/generate",
         summary="Generate text",
-        openapi_extra=request_body(GenerateBody, _REQUEST_EXAMPLES),
+        openapi_extra=billed_request(GenerateBody, _REQUEST_EXAMPLES),
         responses={200: _documented_answer(envelope)},
     )
     @idempotent(services, identify)
