@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from deployments.graph import Graph
 from serve_app.config import AppConfig
+from serve_app.use_cases.admission import Admission
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.models import ModelCatalog
@@ -19,4 +20,5 @@ class Services:
     models: ModelCatalog
     generation: TextGeneration
     keys: Keys
+    admission: Admission
     is_ready: Callable[[], Awaitable[bool]]
