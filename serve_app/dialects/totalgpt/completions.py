@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -65,7 +66,7 @@ def parse_completion(body: Mapping[str, Any], config: TotalGPTConfig) -> Complet
 def to_command(fields: CompletionFields, call: Call, config: TotalGPTConfig) -> GenerateCommand:
     """Raises InvalidParameter. A request for no tokens becomes one for a single token, which nobody sees."""
     echoed_logprobs = fields.logprobs if fields.echo else None
-    return make_command(
+    command = make_command(
         fields,
         call,
         config,
@@ -74,6 +75,7 @@ def to_command(fields: CompletionFields, call: Call, config: TotalGPTConfig) -> 
         logprobs=fields.logprobs,
         prompt_logprobs=more_logprobs(echoed_logprobs, fields.prompt_logprobs),
     )
+    return replace(command, drop_output=fields.max_tokens == 0)
 
 
 def to_format(fields: CompletionFields) -> CompletionFormat:
