@@ -160,8 +160,7 @@ class _Recording(Response):
         if self.status_code >= 400 or len(body) > self._max_bytes:
             await self._run.abandon()
             return
-        headers = tuple((name, value) for name, value in self._response.headers.items() if name != "content-length")
-        await self._run.finish(KeptAnswer(self.status_code, headers, body))
+        await self._run.finish(KeptAnswer(self.status_code, tuple(self._response.headers.items()), body))
 
 
 class _Replay(Response):
@@ -170,13 +169,13 @@ class _Replay(Response):
     def __init__(self, kept: KeptAnswer) -> None:
         self.status_code = kept.status
         self.background = None
-        self.body = kept.body
+        self._kept_body = kept.body
         self.init_headers({**dict(kept.headers), REPLAYED_HEADER: "true"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope, receive
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        *chunks, last = _CHUNK_END.split(bytes(self.body))
+        *chunks, last = _CHUNK_END.split(self._kept_body)
         for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": last, "more_body": False})
