@@ -4,10 +4,11 @@ import contextlib
 import os
 import secrets
 import tempfile
+from decimal import Decimal
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.config import GraphConfig, Settings
@@ -15,11 +16,13 @@ from deployments.model_source import default_home
 
 
 class HttpConfig(Settings):
-    """Bounds of the HTTP side. request_deadline_s: the longest that one answer may take."""
+    """Bounds of the HTTP side. request_deadline_s: the longest that one answer may take. max_kept_answer_bytes: an
+    answer that is longer is not kept for its Idempotency-Key."""
 
     max_body_bytes: PositiveInt = 1024 * 1024
     max_json_depth: PositiveInt = 32
     request_deadline_s: PositiveFloat = 600.0
+    max_kept_answer_bytes: PositiveInt = 4 * 1024 * 1024
 
 
 class InferKitConfig(Settings):
@@ -43,6 +46,67 @@ class TotalGPTConfig(Settings):
     model_prefix: str = "Tritext/"
 
 
+Credits = Annotated[Decimal, Field(ge=0, decimal_places=6)]
+
+
+class TokenPrices(Settings):
+    """Credits for each token."""
+
+    prompt_token: Credits = Decimal(1)
+    completion_token: Credits = Decimal(4)
+
+
+class CharacterPrices(Settings):
+    """Credits for each generated code point; an answer counts as `minimum_characters` at least."""
+
+    character: Credits = Decimal(1)
+    minimum_characters: NonNegativeInt = 100
+
+
+class BillingConfig(Settings):
+    """What answers cost in each API."""
+
+    aitextgen: TokenPrices = TokenPrices()
+    inferkit: CharacterPrices = CharacterPrices()
+    totalgpt: TokenPrices = TokenPrices()
+
+
+class WindowConfig(Settings):
+    """At most `quota` requests or tokens in `period_s` seconds from the first one on. Tokens are those of prompts and
+    answers. The name is shown to clients."""
+
+    name: str = Field(pattern="^[a-z][a-z0-9_-]{0,49}$")
+    quota: PositiveInt
+    period_s: Annotated[float, Field(gt=0, le=366 * 86400)]
+    counts: Literal["requests", "tokens"] = "requests"
+
+
+class DialectLimits(Settings):
+    """How often one key may call one API. max_concurrent: its answers that are being made at the same time."""
+
+    windows: tuple[WindowConfig, ...] = Field((), max_length=8)
+    max_concurrent: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        if len({window.name for window in self.windows}) != len(self.windows):
+            raise ValueError("two windows have the same name")
+        return self
+
+
+class LimitsConfig(Settings):
+    """The limits of every key that has none of its own."""
+
+    aitextgen: DialectLimits = DialectLimits(
+        windows=(
+            WindowConfig(name="minute", quota=100, period_s=60),
+            WindowConfig(name="day", quota=5000, period_s=86400),
+        )
+    )
+    inferkit: DialectLimits = DialectLimits()
+    totalgpt: DialectLimits = DialectLimits()
+
+
 class AppConfig(Settings):
     """Everything that `serve_app.app:build` takes.
 
@@ -55,6 +119,8 @@ class AppConfig(Settings):
     http: HttpConfig = HttpConfig()
     inferkit: InferKitConfig = InferKitConfig()
     totalgpt: TotalGPTConfig = TotalGPTConfig()
+    billing: BillingConfig = BillingConfig()
+    limits: LimitsConfig = LimitsConfig()
 
 
 class Home(BaseSettings):

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from deployments.graph import Graph
 from serve_app.config import AppConfig
+from serve_app.use_cases.admission import Admission
 from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.idempotency import IdempotentRequests
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.models import ModelCatalog
 
@@ -19,4 +21,6 @@ class Services:
     models: ModelCatalog
     generation: TextGeneration
     keys: Keys
+    admission: Admission
+    idempotency: IdempotentRequests
     is_ready: Callable[[], Awaitable[bool]]

@@ -1,7 +1,9 @@
-"""Fakes of the graph's nodes and of the keys: scripted, recording, and quick."""
+"""Fakes of the graph's nodes, of the keys and of the ledger: scripted, recording, and quick."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from deployments.errors import InvalidParameter, Unauthenticated
@@ -22,6 +24,12 @@ from deployments.types import (
     TokenPrompt,
     Usage,
 )
+from serve_app.config import BillingConfig, LimitsConfig
+from serve_app.ledger.billing import make_prices
+from serve_app.ledger.book import Book, Purse
+from serve_app.ledger.entries import Opening, Operation, Progress, Settlement, Verdict, Visit
+from serve_app.limits.windows import Window, WindowStanding, consume
+from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.callers import Principal
 from serve_app.use_cases.keys import Keys
 
@@ -250,3 +258,67 @@ class FakeKeys(Keys):
         if key not in self._keys:
             raise Unauthenticated("the API key is not valid")
         return Principal(account=f"account-of-{key}", key_id=key)
+
+
+class FakeAdmissionStore:
+    """The ledger's own rules over rows in memory; keys and accounts exist as soon as they are named, without bounds.
+
+    error: raised by every method while it is set.
+    """
+
+    def __init__(self, *, now: Callable[[], float] = time.time) -> None:
+        self.book = Book(keys=defaultdict(Purse), accounts=defaultdict(Purse))
+        self.recorded: list[Progress] = []
+        self.error: Exception | None = None
+        self._now = now
+
+    @property
+    def settled(self) -> list[Settlement]:
+        return self.book.settled
+
+    @property
+    def settlement(self) -> Settlement:
+        """The only one."""
+        assert len(self.book.settled) == 1
+        return self.book.settled[0]
+
+    async def open(self, opening: Opening) -> Verdict:
+        verdict = await self._apply(opening)
+        assert verdict is not None
+        return verdict
+
+    async def visit(self, visit: Visit) -> Verdict:
+        verdict = await self._apply(visit)
+        assert verdict is not None
+        return verdict
+
+    async def settle(self, settlement: Settlement) -> None:
+        await self._apply(settlement)
+
+    async def record(self, progress: Sequence[Progress]) -> None:
+        self.recorded += progress
+        for part in progress:
+            await self._apply(part)
+
+    async def standings(self, key_id: str, dialect: str, windows: Sequence[Window]) -> tuple[WindowStanding, ...]:
+        states = {window.name: self.book.windows.get((key_id, dialect, window.name)) for window in windows}
+        stored = {name: state for name, state in states.items() if state is not None}
+        return consume(windows, stored, requests=0, tokens=0, now=self._now()).standings
+
+    async def _apply(self, operation: Operation) -> Verdict | None:
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+        [verdict] = self.book.apply([operation], self._now())
+        return verdict
+
+
+def make_admission(
+    store: FakeAdmissionStore | None = None,
+    *,
+    billing: BillingConfig | None = None,
+    limits: LimitsConfig | None = None,
+) -> Admission:
+    """Admission with the default prices and limits, unless told otherwise."""
+    rules = Rules(make_prices(billing or BillingConfig()), make_limits(limits or LimitsConfig()))
+    return Admission(store or FakeAdmissionStore(), rules, owner="test-owner")

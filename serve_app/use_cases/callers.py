@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+
+from serve_app.limits.windows import Window as Window
+from serve_app.limits.windows import WindowStanding as WindowStanding
 
 
 class Dialect(StrEnum):
@@ -19,16 +21,6 @@ class Scope(StrEnum):
     INFERENCE = "inference"
     FINE_TUNE = "fine-tune"
     ADMIN = "admin"
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """At most `quota` requests or tokens of one key in a window of `period_s` seconds, which its first use opens."""
-
-    name: str
-    quota: int
-    period_s: float
-    counts: Literal["requests", "tokens"] = "requests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +43,6 @@ class Principal:
     scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})
     models: frozenset[str] | None = None
     limits: tuple[tuple[Dialect, KeyLimits], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WindowStanding:
-    """How a window stands after a request was counted: what is left, and in how many seconds it is whole again."""
-
-    window: Window
-    remaining: int
-    resets_in_s: float
 
 
 @dataclass(slots=True)

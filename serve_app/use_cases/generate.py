@@ -3,9 +3,11 @@
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 from deployments.errors import ContextLengthExceeded, InvalidParameter
@@ -19,6 +21,9 @@ from deployments.types import (
     SamplingParams,
     SequenceOutput,
 )
+from serve_app.ledger.entries import Outcome
+from serve_app.use_cases import delivery
+from serve_app.use_cases.admission import Admission, Reservation
 from serve_app.use_cases.callers import Caller
 from serve_app.use_cases.models import ModelCatalog
 
@@ -32,6 +37,7 @@ class GenerateCommand:
     `n` sequences are answered for each prompt, the best of `best_of` by cumulative log-probability.
     `overflow`: where prompt and `max_tokens` exceed the context, answer with what fits (`clamp`), refuse (`reject`) or
     keep only the end of the prompt, though never less than half a context of it (`truncate`).
+    `drop_output`: only the prompt is answered; what is generated is neither shown nor billed.
     """
 
     caller: Caller
@@ -45,6 +51,7 @@ class GenerateCommand:
     best_of: int | None = None
     truncate_prompt_tokens: int | None = None
     overflow: Literal["clamp", "reject", "truncate"] = "clamp"
+    drop_output: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +72,31 @@ class PromptChunk:
 
 
 class TextGeneration:
-    """Encodes, checks that the prompts fit, and asks the model's generator, for all prompts of a command at once."""
+    """Encodes, checks that the prompts fit, reserves what the answer may cost, asks the model's generator for all
+    prompts of a command at once, and settles what was delivered."""
 
-    def __init__(self, graph: Graph, models: ModelCatalog) -> None:
+    def __init__(self, graph: Graph, models: ModelCatalog, admission: Admission) -> None:
         self._graph = graph
         self._models = models
+        self._admission = admission
 
     async def generate(self, command: GenerateCommand) -> list[PromptAnswer]:
         """The whole answers, in the order of the prompts. The first that fails cancels the others.
 
-        Raises ModelNotFound, InvalidParameter, ContextLengthExceeded, Overloaded, EngineError.
+        They are billed when this returns; where it raises, nothing is.
+        Raises ModelNotFound, InvalidParameter, ContextLengthExceeded, RateLimited, OutOfCredits, Overloaded,
+        EngineError.
         """
-        requests = await self._admit(command)
+        requests = await self._prepare(command)
         generator = self._graph.generators[requests[0].model]
-        tasks = [asyncio.create_task(generator.generate(request)) for request in requests]
-        try:
-            results = await asyncio.gather(*tasks)
-        finally:
-            await _cancel(tasks)
+        async with await self._reserve(command, requests) as reservation:
+            tasks = [asyncio.create_task(generator.generate(request)) for request in requests]
+            try:
+                results = await asyncio.gather(*tasks)
+            finally:
+                await _cancel(tasks)
+            counts = reduce(add, (delivery.whole(result, drop_output=command.drop_output) for result in results))
+            await reservation.settle(Outcome.COMPLETED, about_to_send=counts)
         return [
             PromptAnswer(tuple(request.prompt_token_ids), select_best(result, command))
             for request, result in zip(requests, results, strict=True)
@@ -91,11 +105,20 @@ class TextGeneration:
     async def stream(self, command: GenerateCommand) -> AsyncGenerator[PromptChunk, None]:
         """The answers in pieces, those of different prompts interleaved. Raises what `generate` raises.
 
+        A piece counts as delivered once the next one is asked for. All is settled when the last one was.
         The command may not ask for more sequences than it wants answered (`best_of`): they can only be ranked whole.
         """
         if command.best_of is not None and command.best_of != command.n:
             raise InvalidParameter("best_of above n cannot be streamed: the best are known only at the end", "best_of")
-        requests = await self._admit(command)
+        requests = await self._prepare(command)
+        async with await self._reserve(command, requests) as reservation:
+            delivered = delivery.StreamCounts(detokenize=command.sampling.detokenize, drop_output=command.drop_output)
+            async with aclosing(self._interleave(requests)) as items:
+                async for item in items:
+                    yield item
+                    reservation.delivered(delivered.add(item.prompt_index, len(item.prompt_token_ids), item.chunk))
+
+    async def _interleave(self, requests: Sequence[GenerateRequest]) -> AsyncGenerator[PromptChunk, None]:
         generator = self._graph.generators[requests[0].model]
         chunks: asyncio.Queue[PromptChunk | BaseException | None] = asyncio.Queue()
 
@@ -122,9 +145,13 @@ class TextGeneration:
         finally:
             await _cancel(tasks)
 
-    async def _admit(self, command: GenerateCommand) -> list[GenerateRequest]:
+    async def _reserve(self, command: GenerateCommand, requests: Sequence[GenerateRequest]) -> Reservation:
+        most = reduce(add, (delivery.most(request, drop_output=command.drop_output) for request in requests))
+        return await self._admission.admit(command.caller, requests[0].model, most)
+
+    async def _prepare(self, command: GenerateCommand) -> list[GenerateRequest]:
         """The requests for the generator: ids resolved, prompts encoded and fitting, seed and length settled."""
-        model = self._models.resolve(command.model)
+        model = self._models.of(command.caller.principal.models).resolve(command.model)
         encoded = await self._graph.tokenizer.encode(
             EncodeRequest(model.id, command.prompts, command.bad_words, command.truncate_prompt_tokens)
         )

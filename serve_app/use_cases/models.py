@@ -20,8 +20,17 @@ class ModelCatalog:
                 raise ValueError(f"two models answer to the name {name!r}: ids and aliases must be distinct")
             seen.add(name)
 
+    def of(self, allowed: frozenset[str] | None) -> "ModelCatalog":
+        """The catalog as a key sees it that may use the models of these ids; None: all of them."""
+        if allowed is None:
+            return self
+        return ModelCatalog(tuple(model for model in self.models if model.id in allowed))
+
     @property
     def default(self) -> ModelConfig:
+        """Raises ModelNotFound where there are none."""
+        if not self.models:
+            raise ModelNotFound("default")
         return self.models[0]
 
     def names(self) -> Iterable[str]:

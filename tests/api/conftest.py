@@ -9,11 +9,12 @@ import pytest
 from deployments.config import GraphConfig, ModelConfig
 from deployments.graph import Generator, Graph
 from serve_app.api import create_api
-from serve_app.config import AppConfig, HttpConfig, InferKitConfig, TotalGPTConfig
+from serve_app.config import AppConfig, BillingConfig, HttpConfig, InferKitConfig, LimitsConfig, TotalGPTConfig
 from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.models import ModelCatalog
-from tests.fakes import KEY, FakeGenerator, FakeKeys, FakeTokenizer
+from tests.fake_idempotency import FakeIdempotentRequests
+from tests.fakes import KEY, FakeAdmissionStore, FakeGenerator, FakeKeys, FakeTokenizer, make_admission
 
 MODEL = "test-org/test-model"
 OTHER_MODEL = "other-model"
@@ -27,6 +28,9 @@ def make_services(
     http: HttpConfig | None = None,
     inferkit: InferKitConfig | None = None,
     totalgpt: TotalGPTConfig | None = None,
+    billing: BillingConfig | None = None,
+    limits: LimitsConfig | None = None,
+    admission_store: FakeAdmissionStore | None = None,
     is_ready: bool = True,
 ) -> Services:
     """Services over fakes. Two models: the default one, which is also `standard` and `test-model`, and another."""
@@ -40,6 +44,8 @@ def make_services(
         http=http or HttpConfig(),
         inferkit=inferkit or InferKitConfig(),
         totalgpt=totalgpt or TotalGPTConfig(),
+        billing=billing or BillingConfig(),
+        limits=limits or LimitsConfig(),
     )
     graph = Graph(
         tokenizer=tokenizer or FakeTokenizer(),
@@ -50,6 +56,8 @@ def make_services(
     )
     models = ModelCatalog(config.graph.models)
 
+    admission = make_admission(admission_store, billing=config.billing, limits=config.limits)
+
     async def ready() -> bool:
         return is_ready
 
@@ -57,8 +65,10 @@ def make_services(
         config=config,
         graph=graph,
         models=models,
-        generation=TextGeneration(graph, models),
+        generation=TextGeneration(graph, models, admission),
         keys=FakeKeys(),
+        admission=admission,
+        idempotency=FakeIdempotentRequests(),
         is_ready=ready,
     )
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -16,7 +17,7 @@ from deployments.errors import InvalidParameter
 from deployments.types import Usage
 from serve_app.config import TotalGPTConfig
 from serve_app.dialects.totalgpt import sse
-from serve_app.dialects.totalgpt.call import Call, Envelope, make_envelope, read_call, usage_object
+from serve_app.dialects.totalgpt.call import Call, Envelope, make_envelope, once, read_call, usage_object
 from serve_app.dialects.totalgpt.command import make_command
 from serve_app.dialects.totalgpt.completion_choices import CompletionFormat, EchoedPrompt, whole_choices
 from serve_app.dialects.totalgpt.completion_stream import CompletionStream
@@ -65,7 +66,7 @@ def parse_completion(body: Mapping[str, Any], config: TotalGPTConfig) -> Complet
 def to_command(fields: CompletionFields, call: Call, config: TotalGPTConfig) -> GenerateCommand:
     """Raises InvalidParameter. A request for no tokens becomes one for a single token, which nobody sees."""
     echoed_logprobs = fields.logprobs if fields.echo else None
-    return make_command(
+    command = make_command(
         fields,
         call,
         config,
@@ -74,6 +75,7 @@ def to_command(fields: CompletionFields, call: Call, config: TotalGPTConfig) -> 
         logprobs=fields.logprobs,
         prompt_logprobs=more_logprobs(echoed_logprobs, fields.prompt_logprobs),
     )
+    return replace(command, drop_output=fields.max_tokens == 0)
 
 
 def to_format(fields: CompletionFields) -> CompletionFormat:
@@ -157,6 +159,7 @@ class TextCompletion:
 
 
 def add_routes(routes: APIRouter, services: Services) -> None:
+    @once(services)
     async def create_completion(request: Request) -> Response:
         """Continues one or several prompts. A model in the path, whose id may contain slashes, wins over `model`."""
         call = await read_call(request, services, request.path_params.get("model"))

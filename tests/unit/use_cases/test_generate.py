@@ -13,7 +13,7 @@ from deployments.types import SamplingParams, TextPrompt
 from serve_app.use_cases.callers import Caller, Dialect, Principal
 from serve_app.use_cases.generate import GenerateCommand, TextGeneration
 from serve_app.use_cases.models import ModelCatalog
-from tests.fakes import FakeGenerator, FakeTokenizer
+from tests.fakes import FakeGenerator, FakeTokenizer, make_admission
 
 MODELS = ModelCatalog((ModelConfig(id="base", source="/models/base", aliases=("alias",)),))
 
@@ -23,7 +23,7 @@ def make_generation(
 ) -> tuple[TextGeneration, FakeGenerator]:
     generator = generator or FakeGenerator()
     graph = Graph(tokenizer=FakeTokenizer(context_length=context_length), generators={"base": generator})
-    return TextGeneration(graph, MODELS), generator
+    return TextGeneration(graph, MODELS, make_admission()), generator
 
 
 def make_command(*prompts: str, **fields: Any) -> GenerateCommand:

@@ -1,0 +1,275 @@
+"""Lets requests in and settles them: windows, reservations, what was delivered. Knows no HTTP and no SQL."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Protocol, Self
+
+from deployments.errors import OutOfCredits, RateLimited
+from serve_app.config import DialectLimits, LimitsConfig
+from serve_app.ledger.billing import Price, hold
+from serve_app.ledger.entries import (
+    Counts,
+    Line,
+    Opening,
+    Outcome,
+    Progress,
+    Refusal,
+    Settlement,
+    Verdict,
+    Visit,
+)
+from serve_app.limits.windows import Window, WindowStanding
+from serve_app.use_cases.callers import Caller, Dialect, KeyLimits, Principal
+
+_CONCURRENCY_RETRY_S = 1.0
+_SETTLE_RETRY_S = 1.0
+_NO_LIMITS = KeyLimits()
+
+logger = logging.getLogger(__name__)
+
+
+class AdmissionStore(Protocol):
+    """The ledger and the windows of all processes. Every method returns once its effect outlives a crash.
+
+    Each operation is one step for all processes: it happens whole or not at all.
+    """
+
+    async def open(self, opening: Opening) -> Verdict:
+        """Counts the request and reserves; a refused one leaves no line."""
+
+    async def visit(self, visit: Visit) -> Verdict:
+        """Counts a request that costs nothing."""
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Closes the line; does nothing where it is closed or was never opened."""
+
+    async def record(self, progress: Sequence[Progress]) -> None:
+        """Keeps what was delivered of open lines so far, for the case that this process dies."""
+
+    async def standings(self, key_id: str, dialect: str, windows: Sequence[Window]) -> tuple[WindowStanding, ...]:
+        """How the windows stand now; changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Prices by dialect, and the limits of keys that have none of their own."""
+
+    prices: Mapping[str, Price]
+    limits: Mapping[Dialect, KeyLimits]
+
+    def limits_of(self, principal: Principal, dialect: Dialect) -> KeyLimits:
+        return dict(principal.limits).get(dialect) or self.limits.get(dialect, _NO_LIMITS)
+
+
+def make_limits(config: LimitsConfig) -> Mapping[Dialect, KeyLimits]:
+    return {dialect: _key_limits(getattr(config, dialect.value)) for dialect in Dialect}
+
+
+def _key_limits(config: DialectLimits) -> KeyLimits:
+    windows = tuple(Window(window.name, window.quota, window.period_s, window.counts) for window in config.windows)
+    return KeyLimits(windows, config.max_concurrent)
+
+
+class Reservation:
+    """One admitted request, until it is settled. As a context manager it is settled when the context is left:
+    COMPLETED, or by the exception that left it CANCELLED or FAILED."""
+
+    def __init__(self, admission: "Admission", line: Line, price: Price, token_windows: tuple[Window, ...]) -> None:
+        self.line = line
+        self.counts = Counts()
+        self._admission = admission
+        self._price = price
+        self._token_windows = token_windows
+        self._settled = False
+
+    def delivered(self, counts: Counts) -> None:
+        """Adds what the client was sent."""
+        self.counts += counts
+
+    async def settle(self, outcome: Outcome, *, about_to_send: Counts | None = None) -> None:
+        """Bills what was delivered, and what will be as soon as this returns; once: later calls do nothing.
+
+        It goes on when the caller is cancelled. Raises what the store raises; then only what was delivered before is
+        billed, as soon as the store can be reached.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        fallback = self._settlement(self.counts, Outcome.FAILED)
+        if about_to_send is not None:
+            self.counts += about_to_send
+        await self._admission.settle(self._settlement(self.counts, outcome), fallback)
+
+    def _settlement(self, counts: Counts, outcome: Outcome) -> Settlement:
+        return Settlement(self.line, counts, self._price.cost(counts, outcome), outcome, self._token_windows)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self.settle(Outcome.COMPLETED)
+        elif isinstance(error, Exception):
+            await self.settle(Outcome.FAILED)
+        else:
+            await self.settle(Outcome.CANCELLED)
+
+
+class Admission:
+    """Admission and settlement for one process, whose name in the ledger is `owner`."""
+
+    def __init__(
+        self, store: AdmissionStore, rules: Rules, *, owner: str, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._rules = rules
+        self._owner = owner
+        self._monotonic = monotonic
+        self._open: dict[str, tuple[float, Reservation]] = {}
+        self._recorded: dict[str, Counts] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def admit(self, caller: Caller, model: str, most: Counts) -> Reservation:
+        """Counts the request and reserves what an answer of at most these counts can cost; sets `caller.limits`.
+
+        Raises RateLimited (nothing is counted), OutOfCredits (the request is counted), and what the store raises.
+        """
+        principal, dialect = caller.principal, caller.dialect
+        limits = self._rules.limits_of(principal, dialect)
+        price = self._rules.prices[dialect]
+        line = Line(
+            id=caller.request_id,
+            account=principal.account,
+            key_id=principal.key_id,
+            dialect=dialect.value,
+            model=model,
+            owner=self._owner,
+            held=hold(price, most),
+            held_tokens=most.tokens,
+        )
+        verdict = await self._opened(Opening(line, limits.windows, limits.max_concurrent))
+        caller.limits = verdict.standings
+        _raise_refusal(verdict, limits, most)
+        line = replace(line, created_at=verdict.at)
+        token_windows = tuple(window for window in limits.windows if window.counts == "tokens")
+        reservation = Reservation(self, line, price, token_windows)
+        self._open[line.id] = (self._monotonic(), reservation)
+        return reservation
+
+    async def count(self, caller: Caller) -> None:
+        """Counts a request that bills nothing, or was refused before it was admitted; sets `caller.limits`.
+
+        A request that was counted already is not counted again. Raises RateLimited and what the store raises.
+        """
+        if caller.limits is not None:
+            return
+        principal, dialect = caller.principal, caller.dialect
+        limits = self._rules.limits_of(principal, dialect)
+        if not limits.windows:
+            caller.limits = ()
+            return
+        verdict = await self._store.visit(Visit(principal.key_id, principal.account, dialect.value, limits.windows))
+        caller.limits = verdict.standings
+        _raise_refusal(verdict, limits, Counts())
+
+    async def standings(self, principal: Principal, dialect: Dialect) -> tuple[WindowStanding, ...]:
+        """How the key's windows stand; counts nothing."""
+        windows = self._rules.limits_of(principal, dialect).windows
+        return await self._store.standings(principal.key_id, dialect.value, windows) if windows else ()
+
+    async def settle(self, settlement: Settlement, fallback: Settlement) -> None:
+        """See `Reservation.settle`."""
+        task = asyncio.ensure_future(self._settle(settlement, fallback))
+        self._keep(task)
+        await asyncio.shield(task)
+
+    async def record_progress(self, *, older_than_s: float) -> None:
+        """Keeps what was delivered of the requests that have run for so long, where it has grown."""
+        admitted_before = self._monotonic() - older_than_s
+        grown = [
+            Progress(line_id, reservation.counts)
+            for line_id, (admitted_at, reservation) in self._open.items()
+            if admitted_at <= admitted_before and reservation.counts != self._recorded.get(line_id, Counts())
+        ]
+        if grown:
+            await self._store.record(grown)
+            self._recorded |= {progress.id: progress.counts for progress in grown if progress.id in self._open}
+
+    async def drain(self) -> None:
+        """Returns when nothing is left to be settled in the background."""
+        while self._background:
+            await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _opened(self, opening: Opening) -> Verdict:
+        """What the store says; whoever stops waiting for it leaves nothing open."""
+        task = asyncio.ensure_future(self._store.open(opening))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._keep(asyncio.ensure_future(self._undo(task, opening.line)))
+            raise
+        except Exception:
+            # The store may have lost its answer and not the line.
+            self._keep(asyncio.ensure_future(self._undo(task, opening.line)))
+            raise
+
+    async def _undo(self, task: "asyncio.Future[Verdict]", line: Line) -> None:
+        await asyncio.wait({task})
+        nothing = Settlement(line, Counts(), 0, Outcome.CANCELLED)
+        await self._settle(nothing, nothing)
+
+    async def _settle(self, settlement: Settlement, fallback: Settlement) -> None:
+        line_id = settlement.line.id
+        try:
+            await self._store.settle(settlement)
+        except Exception as error:
+            logger.error("request %s is not settled yet: %s", line_id, error)
+            self._keep(asyncio.ensure_future(self._settle_later(fallback)))
+            raise
+        finally:
+            self._open.pop(line_id, None)
+            self._recorded.pop(line_id, None)
+
+    async def _settle_later(self, settlement: Settlement) -> None:
+        while True:
+            await asyncio.sleep(_SETTLE_RETRY_S)
+            try:
+                await self._store.settle(settlement)
+            except Exception as error:
+                logger.error("request %s is still not settled: %s", settlement.line.id, error)
+            else:
+                return
+
+    def _keep(self, task: "asyncio.Task[None]") -> None:
+        """Tasks that nobody awaits would be forgotten by the event loop."""
+        self._background.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: "asyncio.Task[None]") -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # it was logged
+
+
+def _raise_refusal(verdict: Verdict, limits: KeyLimits, most: Counts) -> None:
+    match verdict.refusal:
+        case Refusal.CREDIT:
+            raise OutOfCredits()
+        case Refusal.CONCURRENCY:
+            raise RateLimited(
+                f"the key has {limits.max_concurrent} requests running, which is the most that it may have at once",
+                _CONCURRENCY_RETRY_S,
+            )
+        case Refusal.WINDOW:
+            last = max(verdict.full, key=lambda standing: standing.resets_in_s)
+            window = last.window
+            message = f"the key's limit of {window.quota} {window.counts} in {window.period_s:g} seconds is reached"
+            if window.counts == "tokens" and most.tokens > window.quota:
+                message = f"the request may take {most.tokens} tokens, above the key's limit of {window.quota}"
+            raise RateLimited(f"{message} (window {window.name!r})", last.resets_in_s)
