@@ -15,6 +15,7 @@ ServiceError
 ├── Conflict              409   another request is doing this at this moment
 ├── RateLimited           429   a window of the key is full; come back after `retry_after_s`
 ├── Overloaded            503   come back after `retry_after_s`
+│   └── StorageError            the database does not answer
 ├── DeadlineExceeded      504   the answer did not come within the service's own limit
 └── EngineError           500
     ├── GenerationFailed        this request; the next may succeed
@@ -149,6 +150,10 @@ class Overloaded(ServiceError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message, retry_after_s)
         self.retry_after_s = retry_after_s
+
+
+class StorageError(Overloaded):
+    code = "storage_unavailable"
 
 
 class DeadlineExceeded(ServiceError):

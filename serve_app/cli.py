@@ -16,20 +16,28 @@ from deployments.model_source import resolve
 from serve_app.config import Home, Secrets, SetupError
 from serve_app.launcher import main as run_service
 from serve_app.launcher.serve_file import read_serve_file
-from serve_app.stores.keys import open_keys
-from serve_app.use_cases.keys import CACHE_TTL_S, KeyRecord, Keys
+from serve_app.stores.accounts import SqlAccountStore
+from serve_app.stores.database import Database, open_database
+from serve_app.stores.keys import SqlKeyStore
+from serve_app.use_cases.accounts import Accounts
+from serve_app.use_cases.audit import COMMAND_LINE
+from serve_app.use_cases.key_records import KeyRecord
+from serve_app.use_cases.keys import CACHE_TTL_S, Keys
 
 T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 keys_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
+database_app = typer.Typer(no_args_is_help=True, help="The database of the service.")
 model_app = typer.Typer(no_args_is_help=True, help="Models on this machine.")
 app.add_typer(keys_app, name="keys")
+app.add_typer(database_app, name="database")
 app.add_typer(model_app, name="model")
 
 Config = Annotated[Path, typer.Option(help="A Serve configuration file; its `args` say what to run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+DEFAULT_ACCOUNT = "default"
 DEFAULT_PORT = 8000
 LOCAL_CONFIG = Path("infra/serve/local.yaml")
 
@@ -53,7 +61,7 @@ def serve(
 
 @keys_app.command("create")
 def create_key(
-    account: Annotated[str, typer.Option(help="Who is charged for what the key does.")] = "default",
+    account: Annotated[str, typer.Option(help="Who is charged for what the key does.")] = DEFAULT_ACCOUNT,
     name: Annotated[str, typer.Option(help="A word to know the key by.")] = "key",
     expires_in_days: Annotated[float | None, typer.Option(min=0, help="By default it does not expire.")] = None,
     config: Config = LOCAL_CONFIG,
@@ -61,7 +69,13 @@ def create_key(
 ) -> None:
     """Make a key and print it: the only time that it can be seen."""
     expires_at = None if expires_in_days is None else datetime.now(UTC).timestamp() + expires_in_days * 86400
-    text, record = _with_keys(config, lambda keys: keys.create(account, name, expires_at=expires_at), create=True)
+
+    async def create(database: Database, keys: Keys) -> tuple[str, KeyRecord]:
+        if account == DEFAULT_ACCOUNT:
+            await Accounts(SqlAccountStore(database)).ensure(account, actor=COMMAND_LINE)
+        return await keys.create(account, name, actor=COMMAND_LINE, expires_at=expires_at)
+
+    text, record = _with_keys(config, create, create=True)
     if as_json:
         _print_json({"key": text, **_public(record)})
     else:
@@ -76,7 +90,7 @@ def list_keys(
     as_json: AsJson = False,
 ) -> None:
     """List keys, oldest first; the keys themselves cannot be shown."""
-    rows = [_public(record) for record in _with_keys(config, lambda keys: keys.list(account))]
+    rows = [_public(record) for record in _with_keys(config, lambda _, keys: keys.list(account))]
     if as_json:
         _print_json(rows)
     else:
@@ -88,8 +102,23 @@ def list_keys(
 @keys_app.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")], config: Config = LOCAL_CONFIG) -> None:
     """End a key for good."""
-    _with_keys(config, lambda keys: keys.revoke(key_id))
+    _with_keys(config, lambda _, keys: keys.revoke(key_id, actor=COMMAND_LINE))
     typer.echo(f"Key {key_id} is revoked; every process refuses it within {CACHE_TTL_S:g} s.")
+
+
+@database_app.command("migrate")
+def migrate_database(config: Config = LOCAL_CONFIG) -> None:
+    """Bring the schema of the database up to date. Make a backup first, and stop the service."""
+
+    async def migrate() -> tuple[str | None, str]:
+        database = Database(Home().database_url(read_serve_file(config, http_port=DEFAULT_PORT).config))
+        try:
+            return await database.migrate()
+        finally:
+            await database.close()
+
+    before, after = asyncio.run(migrate())
+    typer.echo(f"The schema is {after} already." if before == after else f"The schema is {after} now.")
 
 
 @model_app.command("prepare")
@@ -120,14 +149,14 @@ def main() -> None:
         _fail(error.message if isinstance(error, ServiceError) else str(error))
 
 
-def _with_keys(config: Path, ask: Callable[[Keys], Awaitable[T]], *, create: bool = False) -> T:
+def _with_keys(config: Path, ask: Callable[[Database, Keys], Awaitable[T]], *, create: bool = False) -> T:
     """What `ask` answers about the keys of the configured database. `create` makes the pepper where it is missing."""
     secrets = Secrets.load(create=create)
     database_url = secrets.database_url(read_serve_file(config, http_port=DEFAULT_PORT).config)
 
     async def run() -> T:
-        async with open_keys(database_url, secrets.pepper()) as keys:
-            return await ask(keys)
+        async with open_database(database_url) as database:
+            return await ask(database, Keys(SqlKeyStore(database), secrets.pepper()))
 
     return asyncio.run(run())
 

@@ -108,7 +108,8 @@ class LimitsConfig(Settings):
 class AppConfig(Settings):
     """Everything that `serve_app.app:build` takes.
 
-    database_url: an SQLAlchemy URL; None means an SQLite file under home (see `Home`).
+    database_url: `sqlite:///path/to/file.db` or `postgresql://user:password@host/name`; None means an SQLite file under
+    home (see `Home`).
     """
 
     graph: GraphConfig
@@ -128,6 +129,10 @@ class Home(BaseSettings):
     )
 
     home: Path = Field(default_factory=default_home)
+
+    def database_url(self, config: AppConfig) -> str:
+        """The configured database, by default an SQLite file under home."""
+        return config.database_url or f"sqlite:///{self.home / 'tritext.db'}"
 
 
 class SetupError(Exception):
@@ -163,10 +168,6 @@ class Secrets(Home):
 
     def pepper(self) -> bytes:
         return self.key_pepper.get_secret_value().encode()
-
-    def database_url(self, config: AppConfig) -> str:
-        """The configured database, by default an SQLite file under home."""
-        return config.database_url or f"sqlite:///{self.home / 'tritext.db'}"
 
 
 def _create_secret_file(path: Path) -> None:

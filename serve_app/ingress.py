@@ -14,8 +14,10 @@ from deployments.ray_graph import Handle, connect_graph
 from serve_app.api import create_api
 from serve_app.config import AppConfig, Secrets
 from serve_app.services import Services
-from serve_app.stores.keys import open_keys
+from serve_app.stores.database import open_database
+from serve_app.stores.keys import SqlKeyStore
 from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.models import ModelCatalog
 
 INGRESS = "Ingress"
@@ -31,7 +33,7 @@ class Ingress:
     ) -> None:
         secrets = Secrets.load()
         self._resources = AsyncExitStack()
-        keys = await self._resources.enter_async_context(open_keys(secrets.database_url(config), secrets.pepper()))
+        database = await self._resources.enter_async_context(open_database(secrets.database_url(config)))
         graph = connect_graph(config.graph, tokenizer, generators)
         models = ModelCatalog(config.graph.models)
         self._services = Services(
@@ -39,7 +41,7 @@ class Ingress:
             graph=graph,
             models=models,
             generation=TextGeneration(graph, models),
-            keys=keys,
+            keys=Keys(SqlKeyStore(database), secrets.pepper()),
             is_ready=is_ready,
         )
 

@@ -1,57 +1,164 @@
 """The SQL database of one process: opened once, asked in transactions, closed. Knows no table's meaning."""
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Self
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.errors import StorageError
 from serve_app.config import SetupError
-from serve_app.stores import sqlite
-from serve_app.stores.tables import metadata
+from serve_app.stores import schema
+from serve_app.stores.backend import Backend, Failure
+from serve_app.stores.postgresql import PostgreSQL
+from serve_app.stores.sqlite import SQLite
+
+T = TypeVar("T")
+
+_BACKENDS: Mapping[str, type[Backend]] = {"sqlite": SQLite, "postgresql": PostgreSQL}
+_ATTEMPTS = 4
+_PAUSE_S = 0.02
 
 
 class Database:
-    """An embedded SQLite database, shared by any number of processes of one machine."""
+    """An SQLite file or a PostgreSQL server, shared by any number of processes.
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    One set of statements runs on both. Rows by which a transaction decides what it writes must be locked as they are
+    read, by `select(...).with_for_update()`; on SQLite, where one write transaction runs at a time, this says nothing.
+    `read`, `write` and `transact` raise StorageError while the database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Takes `sqlite:///path/to/file.db` or `postgresql://user:password@host/name`; connects to nothing yet.
+
+        Raises SetupError where this is no such URL, or the SQLite of this Python cannot be used.
+        """
+        try:
+            parsed = make_url(url)
+            self._backend = _BACKENDS[parsed.get_backend_name()]()
+        except (ArgumentError, KeyError):
+            raise SetupError(
+                "this database is not supported; give sqlite:///path/to/file.db or postgresql://user:password@host/name"
+            ) from None
+        self._name = parsed.render_as_string(hide_password=True)
+        self._engine = self._backend.create_engine(parsed)
+        # Waiting here is fair and costs nothing; waiting in SQLite is polling.
+        self._writer = asyncio.Lock() if self._backend.has_one_writer else None
 
     @classmethod
     async def open(cls, url: str) -> Self:
-        """Opens the database of an URL such as `sqlite:///path/to/file.db`; makes the file and the tables if missing.
+        """A database that is ready for use. An SQLite file is made if missing, and brought up to date.
 
-        Raises SetupError where the database, or the SQLite of this Python, is not one that can be used.
+        Raises SetupError where it cannot be reached, or PostgreSQL's schema is not the one that this code needs.
         """
-        parsed = make_url(url)
-        if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-            raise SetupError(
-                f"the database {parsed.render_as_string()} is not supported; give sqlite:///path/to/file.db"
-            )
-        sqlite.use_safe_sqlite()
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite"))
-        sqlite.configure(engine.sync_engine)
-        database = cls(engine)
-        async with database.write() as connection:
-            await connection.run_sync(metadata.create_all)
+        database = cls(url)
+        try:
+            with database._failing_as(SetupError):
+                async with database._transaction(database._backend.read_options) as connection:
+                    is_current = await connection.run_sync(schema.version) == schema.VERSION
+                    if not is_current and not database._backend.migrates_at_start:
+                        await connection.run_sync(schema.require_current)
+            if not is_current:
+                await database.migrate()
+        except BaseException:
+            await database.close()
+            raise
         return database
+
+    async def migrate(self) -> tuple[str | None, str]:
+        """Brings the schema up to date, all or nothing, alone among all processes; the versions before and after.
+
+        Raises SetupError.
+        """
+        with self._failing_as(SetupError):
+            async with self._transaction(self._backend.write_options) as connection:
+                return await connection.run_sync(schema.migrate, self._backend)
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection, None]:
         """One transaction that only reads: it sees the database as it was at its first query."""
-        async with self._engine.connect() as connection, connection.begin():
-            yield connection
+        with self._failing_as(StorageError):
+            async with self._transaction(self._backend.read_options) as connection:
+                yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncConnection, None]:
-        """One transaction that may write, alone among all processes; an exception rolls it back."""
-        async with self._engine.connect() as connection:
-            await connection.execution_options(**sqlite.WRITE)
-            async with connection.begin():
+        """One transaction that may write; an exception rolls it back. `transact` also tries again."""
+        with self._failing_as(StorageError):
+            async with self._transaction(self._backend.write_options) as connection:
                 yield connection
+
+    async def transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """What `work` answers in a transaction that may write.
+
+        It is run again, a few times, where the transaction lost to another one, or the connection was lost before
+        the commit; so it must have no effects but those in the database.
+        """
+        attempt = 1
+        while True:
+            try:
+                return await self._attempt(work, is_last=attempt == _ATTEMPTS)
+            except _TryAgain:
+                await asyncio.sleep(random.uniform(0, attempt * _PAUSE_S))  # noqa: S311  # two shall not meet again
+                attempt += 1
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+    async def _attempt(self, work: Callable[[AsyncConnection], Awaitable[T]], *, is_last: bool) -> T:
+        is_committing = False
+        with self._failing_as(StorageError):
+            try:
+                async with self._transaction(self._backend.write_options) as connection:
+                    answer = await work(connection)
+                    is_committing = True
+            except DBAPIError as error:
+                was_rolled_back = self._backend.failure(error) is Failure.ROLLED_BACK
+                was_lost = error.connection_invalidated and not is_committing
+                if is_last or not (was_rolled_back or was_lost):
+                    raise
+                raise _TryAgain from error
+        return answer
+
+    @asynccontextmanager
+    async def _transaction(self, options: Mapping[str, Any]) -> AsyncGenerator[AsyncConnection, None]:
+        async with AsyncExitStack() as stack:
+            if self._writer is not None and options is self._backend.write_options:
+                await stack.enter_async_context(self._writer)
+            connection = await stack.enter_async_context(self._engine.connect())
+            await connection.execution_options(**options)
+            await stack.enter_async_context(connection.begin())
+            yield connection
+
+    @contextmanager
+    def _failing_as(self, kind: type[SetupError] | type[StorageError]) -> Generator[None, None, None]:
+        """Raises this error where the database does not answer; the fault of a statement stays what it is."""
+        try:
+            yield
+        except PoolTimeout as error:
+            raise kind("the database is too busy") from error
+        except DBAPIError as error:
+            if self._backend.failure(error) is None:
+                raise
+            if kind is StorageError:
+                raise kind("the database does not answer") from error
+            raise kind(f"the database {self._name} does not answer: {str(error.orig).strip()}") from error
+
+
+class _TryAgain(Exception):
+    """A transaction was rolled back through no fault of its own."""
+
+
+@asynccontextmanager
+async def open_database(url: str) -> AsyncGenerator[Database, None]:
+    """The database for as long as the context lasts. Raises what `Database.open` raises."""
+    database = await Database.open(url)
+    try:
+        yield database
+    finally:
+        await database.close()

@@ -3,18 +3,53 @@
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import URL, event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from serve_app.config import SetupError
+from serve_app.stores.backend import Failure
 
 MIN_VERSION = (3, 51, 3)
 """Before this version, two connections that write to a database in WAL mode at the same time could corrupt it."""
 
-WRITE = {"tritext_write": True}
-"""Execution options of a connection whose transactions write."""
+_IS_WRITE = "tritext_write"
+# Primary result codes, https://sqlite.org/rescode.html
+_ROLLED_BACK_CODES = frozenset({5, 6})  # busy, locked
+_UNAVAILABLE_CODES = frozenset({7, 8, 10, 11, 13, 14, 26})
+"""No memory, read-only, I/O error, corrupt, disk full, cannot be opened, not a database."""
+
+
+class SQLite:
+    """One file, for the processes of one machine; see `serve_app.stores.backend.Backend`."""
+
+    read_options: Mapping[str, Any] = {_IS_WRITE: False}
+    write_options: Mapping[str, Any] = {_IS_WRITE: True}
+    has_one_writer = True
+    migrates_at_start = True
+
+    def create_engine(self, url: URL) -> AsyncEngine:
+        if not url.database or url.database == ":memory:":
+            raise SetupError("an SQLite database must be a file, which several processes open: sqlite:///path/file.db")
+        use_safe_sqlite()
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_timeout=10)
+        _configure(engine.sync_engine)
+        return engine
+
+    def failure(self, error: DBAPIError) -> Failure | None:
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        if code in _ROLLED_BACK_CODES:
+            return Failure.ROLLED_BACK
+        return Failure.UNAVAILABLE if code in _UNAVAILABLE_CODES else None
+
+    def lock_schema(self, connection: Connection) -> None:
+        """A write transaction is alone already."""
 
 
 def use_safe_sqlite() -> None:
@@ -37,7 +72,7 @@ def check_version(version: tuple[int, ...]) -> None:
         )
 
 
-def configure(engine: Engine) -> None:
+def _configure(engine: Engine) -> None:
     """Sets up every connection of the engine, and makes transactions that write take their lock at the start."""
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
@@ -59,5 +94,5 @@ def _on_connect(connection: Any, _record: object) -> None:
 
 def _on_begin(connection: Connection) -> None:
     # A transaction that reads first and writes later could find the database changed in between and fail.
-    is_write = connection.get_execution_options().get("tritext_write", False)
+    is_write = connection.get_execution_options().get(_IS_WRITE, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")

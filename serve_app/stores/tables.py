@@ -45,7 +45,7 @@ keys = Table(
     Column("name", String(200), nullable=False),
     Column("digest", LargeBinary(32), nullable=False),
     Column("scopes", JSON, nullable=False),  # a list of words
-    Column("models", JSON),  # a list of ids; null: all
+    Column("models", JSON(none_as_null=True)),  # a list of ids; null: all
     Column("limits", JSON, nullable=False),  # by dialect, where they differ from the configured ones
     Column("budget", BigInteger),  # what the key may spend in all; null: no bound of its own
     Column("spent", BigInteger, nullable=False, server_default="0"),
@@ -54,7 +54,8 @@ keys = Table(
     Column("expires_at", Float),
     Column("revoked_at", Float),
     Column("last_used_at", Float),  # to the minute
-    Column("replaced_by", String(32)),  # the key that a rotation made
+    Column("old_digest", LargeBinary(32)),  # of the secret before the last rotation
+    Column("old_valid_until", Float),  # until when that secret is accepted, too
     Index("keys_by_account", "account", "created_at"),
 )
 
@@ -136,7 +137,7 @@ idempotent_requests = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
     Column("status", Integer),
-    Column("headers", JSON),
+    Column("headers", JSON(none_as_null=True)),
     Column("body", LargeBinary),
     Index("idempotent_requests_by_expiry", "expires_at"),
     Index("idempotent_requests_by_owner", "owner"),

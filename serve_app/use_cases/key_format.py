@@ -29,9 +29,9 @@ class KeyText:
         return f"KeyText(id={self.id!r})"
 
 
-def generate_key() -> KeyText:
-    """A fresh key from the system's secure random numbers."""
-    key_id = _base62(secrets.randbits(_ID_BITS), _ID_LENGTH)
+def generate_key(key_id: str | None = None) -> KeyText:
+    """A fresh key from the system's secure random numbers, with this id or a fresh one."""
+    key_id = key_id or _base62(secrets.randbits(_ID_BITS), _ID_LENGTH)
     body = f"{PREFIX}_{key_id}_{_base62(secrets.randbits(_SECRET_BITS), _SECRET_LENGTH)}"
     return KeyText(key_id, body + _checksum(body))
 

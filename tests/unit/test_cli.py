@@ -9,7 +9,9 @@ import pytest
 from serve_app import cli
 from serve_app.config import AppConfig, Secrets
 from serve_app.launcher.serve_file import read_serve_file
-from serve_app.stores.keys import open_keys
+from serve_app.stores.database import open_database
+from serve_app.stores.keys import SqlKeyStore
+from serve_app.use_cases.keys import Keys
 
 
 class Result:
@@ -46,8 +48,8 @@ def tritext(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 async def account_of(key: str, config: Path) -> str:
     secrets = Secrets.load()
     app: AppConfig = read_serve_file(config, http_port=1).config
-    async with open_keys(secrets.database_url(app), secrets.pepper()) as keys:
-        return (await keys.authenticate(key)).account
+    async with open_database(secrets.database_url(app)) as database:
+        return (await Keys(SqlKeyStore(database), secrets.pepper()).authenticate(key)).account
 
 
 def test_a_created_key_stands_alone_on_standard_output(tritext: Any) -> None:
@@ -61,24 +63,20 @@ def test_a_created_key_stands_alone_on_standard_output(tritext: Any) -> None:
 def test_a_created_key_works(tritext: Any, config: Path) -> None:
     import asyncio
 
-    created = json.loads(tritext("keys", "create", "--account", "acme", "--name", "laptop", "--json").out)
-    assert asyncio.run(account_of(created["key"], config)) == "acme"
+    created = json.loads(tritext("keys", "create", "--name", "laptop", "--json").out)
+    assert asyncio.run(account_of(created["key"], config)) == "default"
     assert created["name"] == "laptop"
     assert created["expires_at"] is None
 
 
 def test_listing_shows_every_key_and_no_secret(tritext: Any) -> None:
-    created = [
-        json.loads(tritext("keys", "create", "--account", account, "--json").out) for account in ("acme", "other")
-    ]
+    created = [json.loads(tritext("keys", "create", "--name", name, "--json").out) for name in ("one", "two")]
     everything = tritext("keys", "list")
     for key in created:
         assert key["id"] in everything.out
         assert key["key"] not in everything.out
-    assert [row["account"] for row in json.loads(tritext("keys", "list", "--json").out)] == ["acme", "other"]
-    assert [row["id"] for row in json.loads(tritext("keys", "list", "--account", "acme", "--json").out)] == [
-        created[0]["id"]
-    ]
+    assert [row["name"] for row in json.loads(tritext("keys", "list", "--json").out)] == ["one", "two"]
+    assert json.loads(tritext("keys", "list", "--account", "acme", "--json").out) == []
 
 
 def test_a_revoked_key_is_listed_as_revoked(tritext: Any) -> None:
@@ -124,7 +122,7 @@ def test_a_missing_configuration_is_named(tritext: Any, tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_not_supported_is_refused(tritext: Any, config: Path) -> None:
-    config.write_text(config.read_text().replace("args: {", "args: {database_url: 'postgresql://db/tritext', "))
+    config.write_text(config.read_text().replace("args: {", "args: {database_url: 'mysql://db/tritext', "))
     result = tritext("keys", "create")
     assert result.status == 1
     assert "not supported" in result.err

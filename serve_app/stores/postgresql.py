@@ -1,0 +1,59 @@
+"""How connections to PostgreSQL are set up, and what its errors mean; the reasons stand with each setting."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import URL, Connection, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from serve_app.stores.backend import Failure
+
+_SESSION = {
+    "lock_timeout": "10s",  # as long as SQLite waits for another's write
+    "statement_timeout": "30s",
+    "idle_in_transaction_session_timeout": "30s",  # a process that was paused must not hold rows for ever
+    "timezone": "UTC",
+}
+_SCHEMA_LOCK = 7_406_391_502_884_501_329
+"""Any number that no other user of the server's advisory locks takes."""
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_ROLLED_BACK_STATES = frozenset({"40001", "40P01", "55P03"})  # serialization, deadlock, lock not available
+_UNAVAILABLE_STATES = frozenset({"25P03", "25P04"})  # the transaction took too long
+_UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})  # connection, resources, operator, system
+
+
+class PostgreSQL:
+    """A server, for the processes of any number of machines; see `serve_app.stores.backend.Backend`."""
+
+    read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    write_options: Mapping[str, Any] = {"isolation_level": "READ COMMITTED"}
+    has_one_writer = False
+    migrates_at_start = False
+
+    def create_engine(self, url: URL) -> AsyncEngine:
+        settings = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+        return create_async_engine(
+            url.set(drivername="postgresql+psycopg"),
+            pool_size=5,
+            max_overflow=5,
+            pool_timeout=10,
+            pool_pre_ping=True,  # a server that was restarted costs no request its answer
+            connect_args={"connect_timeout": 5, "application_name": "tritext", "options": settings, **url.query},
+        )
+
+    def failure(self, error: DBAPIError) -> Failure | None:
+        state = getattr(error.orig, "sqlstate", None)
+        if state is None:  # the client's own error: no connection could be made, or it was lost
+            is_lost = error.connection_invalidated or isinstance(error, OperationalError)
+            return Failure.UNAVAILABLE if is_lost else None
+        if state in _ROLLED_BACK_STATES:
+            return Failure.ROLLED_BACK
+        is_unavailable = state in _UNAVAILABLE_STATES or state[:2] in _UNAVAILABLE_CLASSES
+        return Failure.UNAVAILABLE if is_unavailable else None
+
+    def lock_schema(self, connection: Connection) -> None:
+        for name in ("lock_timeout", "statement_timeout"):  # migrations take as long as they take
+            connection.execute(text(f"SET LOCAL {name} = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _SCHEMA_LOCK})
