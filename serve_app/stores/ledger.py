@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, func, select, update
 
 from serve_app.ledger.book import Book, Purse, Usage
 from serve_app.ledger.entries import Opening, Operation, Progress, Settlement, Verdict, Visit
@@ -16,7 +16,7 @@ from serve_app.limits.windows import Window, WindowState
 from serve_app.stores.tables import accounts, keys, ledger, rate_windows, usage_by_day
 from serve_app.stores.upsert import insert
 
-_IDS = bindparam("ids", expanding=True)
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
 
 # Made once: to build a statement takes longer than to run it.
 _KEYS = select(keys.c.id, keys.c.budget, keys.c.spent, keys.c.reserved).where(keys.c.id.in_(_IDS))
@@ -82,11 +82,10 @@ def _load(connection: Connection, operations: Sequence[Operation]) -> Book:
     places = [_place(operation) for operation in operations if not isinstance(operation, Progress)]
     book = Book()
     if places:
-        key_ids = sorted({key_id for key_id, _ in places})
-        for row in connection.execute(_LOCKED_KEYS, {"ids": key_ids}):
-            book.keys[row.id] = Purse(row.budget, row.spent, row.reserved)
-        for row in connection.execute(_LOCKED_ACCOUNTS, {"ids": sorted({account for _, account in places})}):
-            book.accounts[row.id] = Purse(row.credit, 0, row.reserved)
+        for key in connection.execute(_LOCKED_KEYS, {"ids": sorted({key_id for key_id, _ in places})}):
+            book.keys[key.id] = Purse(key.budget, key.spent, key.reserved)
+        for account in connection.execute(_LOCKED_ACCOUNTS, {"ids": sorted({account for _, account in places})}):
+            book.accounts[account.id] = Purse(account.credit, 0, account.reserved)
     with_windows = sorted({operation.key_id for operation in operations if isinstance(operation, Visit)})
     with_windows += sorted(
         {
@@ -96,8 +95,8 @@ def _load(connection: Connection, operations: Sequence[Operation]) -> Book:
         }
     )
     if with_windows:
-        for row in connection.execute(_WINDOWS, {"ids": with_windows}):
-            book.windows[row.key_id, row.dialect, row.name] = WindowState(row.started_at, row.used)
+        for window in connection.execute(_WINDOWS, {"ids": with_windows}):
+            book.windows[window.key_id, window.dialect, window.name] = WindowState(window.started_at, window.used)
     bounded = sorted(
         {
             operation.line.key_id
