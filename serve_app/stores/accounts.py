@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve_app.stores import audit as audit_store
 from serve_app.stores.database import Database
 from serve_app.stores.tables import accounts, credit_grants
-from serve_app.stores.upsert import insert
+from serve_app.stores.upsert import insert_new
 from serve_app.use_cases.accounts import Account
 from serve_app.use_cases.audit import AuditEntry
 
@@ -30,8 +30,7 @@ class SqlAccountStore:
         }
 
         async def work(connection: AsyncConnection) -> bool:
-            statement = insert(connection, accounts).values(row).on_conflict_do_nothing()
-            if (await connection.execute(statement)).rowcount == 0:
+            if not await insert_new(connection, accounts, row):
                 return False
             if account.credit is not None:
                 await _add_grant(connection, account.id, account.credit, "", audit.at)

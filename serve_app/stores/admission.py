@@ -43,6 +43,6 @@ class SqlAdmissionStore:
         return verdict
 
     async def _commit(self, operations: Sequence[Operation]) -> Sequence[Verdict | None]:
-        return await self._database.transact(
-            lambda connection: connection.run_sync(ledger.apply, operations, self._now)
+        return await self._database.transact_blocking(
+            lambda connection: ledger.apply(connection, operations, self._now)
         )

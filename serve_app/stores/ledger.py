@@ -6,6 +6,7 @@ other. The row of a key guards its windows and its usage too.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, update
@@ -14,7 +15,7 @@ from serve_app.ledger.book import Book, Purse, Usage
 from serve_app.ledger.entries import Opening, Operation, Progress, Settlement, Verdict, Visit
 from serve_app.limits.windows import Window, WindowState
 from serve_app.stores.tables import accounts, keys, ledger, rate_windows, usage_by_day
-from serve_app.stores.upsert import insert
+from serve_app.stores.upsert import insert_in
 
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
 
@@ -147,7 +148,7 @@ def _store(connection: Connection, book: Book, before: Balances, at: float) -> N
     execute(_CHARGE_KEY, _changes(book.keys, before[0]))
     execute(_CHARGE_ACCOUNT, _changes(book.accounts, before[1]))
     execute(
-        _upsert_windows(connection),
+        _upsert_windows(connection.dialect.name),
         (
             {"key_id": key_id, "dialect": dialect, "name": name, **asdict(book.windows[key_id, dialect, name])}
             for key_id, dialect, name in sorted(book.changed_windows)
@@ -167,7 +168,9 @@ def _store(connection: Connection, book: Book, before: Balances, at: float) -> N
             for settlement in sorted(book.settled, key=lambda settlement: settlement.line.id)
         ),
     )
-    execute(_upsert_usage(connection), (_usage_row(key, usage) for key, usage in sorted(book.usage.items())))
+    execute(
+        _upsert_usage(connection.dialect.name), (_usage_row(key, usage) for key, usage in sorted(book.usage.items()))
+    )
 
 
 def _changes(purses: Mapping[str, Purse], before: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
@@ -178,16 +181,18 @@ def _changes(purses: Mapping[str, Purse], before: Mapping[str, tuple[int, int]])
     ]
 
 
-def _upsert_windows(connection: Connection) -> Any:
-    statement = insert(connection, rate_windows)
+@cache
+def _upsert_windows(dialect: str) -> Any:
+    statement = insert_in(dialect, rate_windows)
     new = statement.excluded
     return statement.on_conflict_do_update(
         index_elements=list(rate_windows.primary_key), set_={"started_at": new.started_at, "used": new.used}
     )
 
 
-def _upsert_usage(connection: Connection) -> Any:
-    statement = insert(connection, usage_by_day)
+@cache
+def _upsert_usage(dialect: str) -> Any:
+    statement = insert_in(dialect, usage_by_day)
     sums = ("requests", "prompt_tokens", "completion_tokens", "characters", "cost")
     return statement.on_conflict_do_update(
         index_elements=list(usage_by_day.primary_key),
