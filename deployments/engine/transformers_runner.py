@@ -82,7 +82,7 @@ class PagedRunner:
             slots = self._slots(item)
             segments.append(Segment(len(token_ids), len(token_ids) + item.num_tokens, slots))
             write_slots.append(slots[item.start :])
-            token_ids += item.sequence.tokens(item.start, item.end)
+            token_ids += item.token_ids()
             positions += range(item.start, item.end)
             logit_rows += range(len(token_ids) - item.num_logits, len(token_ids))
         paged = PagedBatch(self._cache, torch.cat(write_slots), segments)
@@ -117,7 +117,7 @@ class PerSequenceRunner:
         logits = []
         for item in batch.scheduled:
             output = self._model(
-                input_ids=torch.tensor([item.sequence.tokens(item.start, item.end)], device=self.device),
+                input_ids=torch.tensor([item.token_ids()], device=self.device),
                 use_cache=True,
                 **self._caches.get(item.sequence.key, {}),
             )

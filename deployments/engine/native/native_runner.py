@@ -88,7 +88,7 @@ class NativeRunner:
         logits_of: list[int] = []
         starts = [0]
         for item in batch.scheduled:
-            tokens += item.sequence.tokens(item.start, item.end)
+            tokens += item.token_ids()
             positions += range(item.start, item.end)
             table_starts.append(len(tables))
             tables += item.sequence.block_table
