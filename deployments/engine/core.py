@@ -1,7 +1,7 @@
 """The engine's step: schedule, run, sample, update. Synchronous; knows no threads, no event loop and no text."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from deployments.engine.protocol import EngineStats, RawLogprobs, TokenDelta
 from deployments.engine.sampler import Sampler, SamplerRow
 from deployments.engine.sampling.sequence_state import SequenceState
 from deployments.engine.scheduler import Advanced, Batch, ScheduledSequence, Scheduler
+from deployments.engine.sequence import PreparedAdapter
 from deployments.engine.sequence import Sequence as TokenSequence
 from deployments.errors import GenerationFailed, ServiceError
 
@@ -64,6 +65,7 @@ class EngineCore:
         self._sequences: dict[int, list[TokenSequence]] = {}
         self._sampler_states: dict[int, SequenceState] = {}
         self._prompt_logprobs: dict[int, list[RawLogprobs | None]] = {}
+        self._awaited: list[tuple[PreparedAdapter, Callable[[], None]]] = []
 
     @property
     def has_work(self) -> bool:
@@ -89,6 +91,11 @@ class EngineCore:
         self._scheduler.remove(ended)
         self._release_caches()
         self._forget(ended)
+
+    def when_unused(self, adapter: PreparedAdapter, call: Callable[[], None]) -> None:
+        """Calls once no sequence uses the adapter: now, or within the step that ends the last."""
+        self._awaited.append((adapter, call))
+        self._announce_unused()
 
     def step(self) -> StepResult:
         """Computes the next tokens of some sequences.
@@ -209,6 +216,16 @@ class EngineCore:
             self._sequences[sequence.group].remove(sequence)
             if not self._sequences[sequence.group]:
                 del self._sequences[sequence.group]
+        self._announce_unused()
+
+    def _announce_unused(self) -> None:
+        if not self._awaited:
+            return
+        in_use = {id(sequence.adapter) for sequences in self._sequences.values() for sequence in sequences}
+        unused = [call for adapter, call in self._awaited if id(adapter) not in in_use]
+        self._awaited = [(adapter, call) for adapter, call in self._awaited if id(adapter) in in_use]
+        for call in unused:
+            call()
 
     def _sampler_row(self, sequence: TokenSequence, drawn: Sequence[int]) -> SamplerRow:
         """`drawn` are the tokens that this step has brought the sequence so far."""
