@@ -1,8 +1,7 @@
 """An adapter's low-rank pairs as the native kernels read them: int8 in groups, in the layout of kernels/lora.h.
 
 The kernels hand an adapter the activations that the model's own weights meet, smoothed and quantised. So the input side
-of a pair is multiplied with the factors that made its input smaller, and the output side of values and up divided by
-those of the linears that take their output.
+of a pair is multiplied with the factors that made its input smaller; what it adds to values and up the kernels scale.
 """
 
 import ctypes
@@ -16,7 +15,7 @@ from deployments.engine.lora.peft_files import check_fits
 from deployments.engine.native.architecture import Architecture
 from deployments.engine.native.packing import GROUP
 from deployments.engine.native.weight_file import Array
-from deployments.engine.protocol import LoadedAdapter, LowRankPair
+from deployments.engine.protocol import LoadedAdapter
 from deployments.errors import InvalidAdapter
 from deployments.types import AdapterRef
 
@@ -30,7 +29,9 @@ _INPUT_SMOOTHING = {
     **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_smoothing"),
     "down_proj": "down_smoothing",
 }
+# As in kernels/lora.h.
 _RANK_TILE = 8
+_MAX_RANK = 256
 _LINE_BYTES = 64
 
 
@@ -39,7 +40,7 @@ class LowRank(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("a", "a_scales", "b", "b_scales")),
-        ("rank", ctypes.c_int32),
+        ("ranks", ctypes.c_int32),
     )
 
 
@@ -95,7 +96,8 @@ def prepare_adapter(
             if pair is None:
                 continue
             offsets[layer * len(TARGETS) + number] = places = []
-            for piece in _packed(_smoothed(pair, architecture, weights, layer, target), _path(layer, target)):
+            smoothing = weights[f"layers.{layer}.{_INPUT_SMOOTHING[target]}"][: pair.a.shape[1]]
+            for piece in _packed(pair.a * smoothing, pair.b, _path(layer, target)):
                 places.append(size)
                 pieces.append(piece)
                 size += len(piece)
@@ -109,7 +111,7 @@ def prepare_adapter(
     for index, places in offsets.items():
         layer, number = divmod(index, len(TARGETS))
         rank = adapter.pairs[_path(layer, TARGETS[number])].rank
-        parts[index] = LowRank(*(packed.ctypes.data + place for place in places), rank)
+        parts[index] = LowRank(*(packed.ctypes.data + place for place in places), rank + -rank % _RANK_TILE)
     return NativeAdapter(adapter.ref, packed, parts)
 
 
@@ -117,43 +119,29 @@ def _path(layer: int, target: str) -> str:
     return f"model.layers.{layer}.{_PARENTS[target]}.{target}"
 
 
-def _smoothed(
-    pair: LowRankPair, architecture: Architecture, weights: Mapping[str, Array], layer: int, target: str
-) -> LowRankPair:
-    """The pair for the activations as they are between the smoothed weights."""
-    prefix = f"layers.{layer}."
-    a, b = pair.a * weights[prefix + _INPUT_SMOOTHING[target]][: pair.a.shape[1]], pair.b
-    if target == "v_proj":
-        # All query heads of a key head have that head's factors.
-        of_heads = weights[f"{prefix}output_smoothing"][: architecture.attention_size]
-        of_values = of_heads.reshape(architecture.num_kv_heads, -1, architecture.head_dim)[:, 0]
-        b = b / of_values.reshape(-1, 1)
-    if target == "up_proj":
-        b = b / weights[f"{prefix}down_smoothing"][: len(b), None]
-    return LowRankPair(a, b)
-
-
-def _packed(pair: LowRankPair, path: str) -> list[Array]:
-    """a, its scales, b and its scales as bytes, each in whole cache lines."""
-    values, scales = _quantized(np.pad(pair.a, ((0, -pair.rank % _RANK_TILE), (0, 0))))
-    tiles, k = len(values) // _RANK_TILE, values.shape[1]
-    unsigned = (values.astype(np.int16) + 128).astype(np.uint8)
-    a = unsigned.reshape(tiles, _RANK_TILE, k // 8, 8).transpose(0, 2, 1, 3)
-    a_scales = scales.reshape(tiles, _RANK_TILE, -1).transpose(0, 2, 1)
-    values, scales = _quantized(pair.b.T)
-    b = values.reshape(pair.rank, -1, GROUP).transpose(1, 0, 2)
-    if not (np.isfinite(a_scales).all() and np.isfinite(scales).all()):
+def _packed(a: Array, b: Array, path: str) -> list[Array]:
+    """a [rank, in] and its scales, b [out, rank] and its scales as bytes, each in whole cache lines."""
+    if len(a) > _MAX_RANK:
+        raise InvalidAdapter(f"{path}: its rank {len(a)} is above {_MAX_RANK}")
+    missing = -len(a) % _RANK_TILE
+    a_values, a_scales = _quantized(np.pad(a, ((0, missing), (0, -a.shape[1] % GROUP))), GROUP)
+    b_values, b_scales = _quantized(np.pad(b.T, ((0, missing), (0, -len(b) % GROUP))), None)
+    if not (np.isfinite(a_scales).all() and np.isfinite(b_scales).all()):
         raise InvalidAdapter(f"{path}: the adapter's numbers are too large for this model")
-    return [_lines(part) for part in (a, a_scales, b, scales.T)]
+    a_tiles = a_values.reshape(-1, _RANK_TILE, a_values.shape[1] // 8, 8).transpose(0, 2, 1, 3)
+    a_tile_scales = a_scales.reshape(-1, _RANK_TILE, a_scales.shape[1]).transpose(0, 2, 1)
+    b_tiles = b_values.reshape(-1, 4, b_values.shape[1] // GROUP, GROUP).transpose(2, 0, 3, 1)
+    return [_lines(part) for part in (a_tiles, a_tile_scales, b_tiles, b_scales)]
 
 
-def _quantized(matrix: Array) -> tuple[Array, Array]:
-    """[rank, n] to int8 values [rank, n], n rounded up to a group, and float32 scales [rank, n / GROUP]."""
-    rank, n = matrix.shape
-    grouped = np.pad(matrix, ((0, 0), (0, -n % GROUP))).reshape(rank, -1, GROUP)
+def _quantized(matrix: Array, group: int | None) -> tuple[Array, Array]:
+    """[rank, n] to bytes plus 128 [rank, n] and float32 scales for each group of a row, or each row."""
+    grouped = matrix.reshape(len(matrix), -1, group or matrix.shape[1])
     scales = (np.abs(grouped).max(2) / np.float32(127)).astype(np.float32)
     divisor = np.maximum(scales, np.finfo(np.float32).tiny)[:, :, None]
-    return np.rint(grouped / divisor).astype(np.int8).reshape(rank, -1), scales
+    with np.errstate(invalid="ignore"):
+        values = np.rint(grouped / divisor) + 128
+    return values.astype(np.uint8).reshape(matrix.shape), scales
 
 
 def _lines(array: np.ndarray[Any, Any]) -> Array:

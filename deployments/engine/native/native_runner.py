@@ -34,7 +34,8 @@ class _Shape(ctypes.Structure):
     )
 
 
-_LAYER_TENSORS = ("attention_norm", "qkv", "qkv_bias", "output", "mlp_norm", "gate_up", "down")
+_FACTORS = ("values_factor", "up_factor")
+_LAYER_TENSORS = ("attention_norm", "qkv", "qkv_bias", "output", "mlp_norm", "gate_up", "down", *_FACTORS)
 
 
 class _LayerWeights(ctypes.Structure):

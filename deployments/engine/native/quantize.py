@@ -74,7 +74,8 @@ def _smoothed(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The layer's weights, equivalent in exact arithmetic, with smoother activations between them.
 
-    And by how much each channel of those activations is smaller now: `<linear>_smoothing`, of the linear's input.
+    And what an adapter's weights are to be multiplied with for them: those that read a linear's input, by
+    `<linear>_smoothing`, and those that add to values and up, by `values_factor` and `up_factor`.
     """
     factors: dict[str, Tensor] = {}
     layer = {name: tensor.clone() for name, tensor in weights.items()}
@@ -88,9 +89,11 @@ def _smoothed(
     if "qkv_bias" in layer:
         layer["qkv_bias"][values] /= factor
     factors["output_smoothing"] = factor.view(of_values[0], 1, of_values[2]).expand(of_values).flatten()
+    factors["values_factor"] = 1 / factor
     layer["output"] *= factors["output_smoothing"]
 
     factor = factors["down_smoothing"] = _smoothing(largest["down"], layer["down"])
+    factors["up_factor"] = 1 / factor
     layer["gate_up"][architecture.intermediate_size :] /= factor[:, None]
     layer["down"] *= factor
     for norm, linear in (("attention_norm", "qkv"), ("mlp_norm", "gate_up")):

@@ -36,6 +36,7 @@ struct LayerWeights {
     const float* mlp_norm;
     const uint8_t* gate_up;  // hidden -> intermediate, twice: gate and up blocks in turn
     const uint8_t* down;     // intermediate -> hidden
+    const float *values_factor, *up_factor;  // smoothing by column, for what adapters add to values and up
 };
 
 struct Step {
@@ -286,7 +287,7 @@ class Model {
         const int queries = shape_.heads * shape_.head_dim, keys = shape_.kv_heads * shape_.head_dim;
         adapt(of_row[LORA_Q], x, row_in_chunk, queries, projected);
         adapt(of_row[LORA_K], x, row_in_chunk, keys, projected + queries);
-        adapt(of_row[LORA_V], x, row_in_chunk, keys, projected + queries + keys);
+        adapt(of_row[LORA_V], x, row_in_chunk, keys, projected + queries + keys, layers_[layer].values_factor);
     }
 
     // For the linears whose result is added to the row of x_: that of the adapter before it.
@@ -300,11 +301,13 @@ class Model {
         if (!step.adapters) return;
         const LowRank* of_row = pairs(step, layer, row);
         added_[row_in_chunk] = nullptr;
-        if (!of_row || of_row[LORA_GATE].rank + of_row[LORA_UP].rank == 0) return;
-        float* addition = additions_.reserve(0) + size_t(row_in_chunk) * 2 * shape_.intermediate;
-        std::fill_n(addition, 2 * shape_.intermediate, 0.0f);
-        adapt(of_row[LORA_GATE], x, row_in_chunk, shape_.intermediate, addition);
-        adapt(of_row[LORA_UP], x, row_in_chunk, shape_.intermediate, addition + shape_.intermediate);
+        if (!of_row || of_row[LORA_GATE].ranks + of_row[LORA_UP].ranks == 0) return;
+        const int n = shape_.intermediate;
+        float* addition = additions_.reserve(0) + size_t(row_in_chunk) * 2 * n;
+        if (of_row[LORA_GATE].ranks == 0) std::fill_n(addition, n, 0.0f);
+        if (of_row[LORA_UP].ranks == 0) std::fill_n(addition + n, n, 0.0f);
+        adapt(of_row[LORA_GATE], x, row_in_chunk, n, addition, nullptr, false);
+        adapt(of_row[LORA_UP], x, row_in_chunk, n, addition + n, layers_[layer].up_factor, false);
         added_[row_in_chunk] = addition;
     }
 
