@@ -1,9 +1,9 @@
 """Which block of the KV cache holds which tokens: allocation, sharing and reuse. Pure bookkeeping: no torch.
 
 A block holds the keys and values of `block_size` consecutive tokens. A full block is known by a digest of everything
-that its content depends on: the account's salt, the adapter and all tokens up to its end. A later sequence that begins with the
-same tokens takes the block as it is. A block that nobody uses keeps its content until its space is needed; the one
-unused for the longest time goes first.
+that its content depends on: the account's salt, the adapter and all tokens up to its end. A later sequence that begins
+with the same tokens takes the block as it is. A block that nobody uses keeps its content until its space is needed; the
+one unused for the longest time goes first.
 """
 
 import hashlib

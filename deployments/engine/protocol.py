@@ -64,7 +64,7 @@ class LoadedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What the engine holds at this moment. Adapters that are loaded count, not those that ending sequences still use."""
+    """What the engine holds at this moment. Of adapters, those that new requests can use."""
 
     num_running: int
     num_waiting: int

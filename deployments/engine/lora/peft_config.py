@@ -18,7 +18,14 @@ _MAX_BYTES = 1024 * 1024
 _ABOUT_TRAINING = frozenset(
     {
         *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
-        *("exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config"),
+        *(
+            "exclude_modules",
+            "fan_in_fan_out",
+            "inference_mode",
+            "layers_pattern",
+            "layers_to_transform",
+            "loftq_config",
+        ),
         *("lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision"),
         "target_modules",
     }

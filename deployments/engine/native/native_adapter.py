@@ -77,9 +77,7 @@ def linears(architecture: Architecture) -> dict[str, tuple[int, int]]:
     return {_path(layer, target): shape for layer in range(a.num_layers) for target, shape in shapes.items()}
 
 
-def prepare_adapter(
-    adapter: LoadedAdapter, architecture: Architecture, weights: Mapping[str, Array]
-) -> NativeAdapter:
+def prepare_adapter(adapter: LoadedAdapter, architecture: Architecture, weights: Mapping[str, Array]) -> NativeAdapter:
     """Raises InvalidAdapter where it does not fit the model.
 
     weights: those of the prepared model, with the factors of their smoothing. Pure numpy: it runs beside the step
