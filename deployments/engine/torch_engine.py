@@ -5,7 +5,6 @@ alone, so that none of them needs a lock.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -18,12 +17,13 @@ from deployments.config import EngineConfig
 from deployments.engine.core import EngineCore, StepResult
 from deployments.engine.delivery import Delivery
 from deployments.engine.generation import QueuedGeneration
+from deployments.engine.loaded_adapters import LoadedAdapters
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.protocol import EngineStats, Generation, LoadedAdapter
 from deployments.engine.sampler import Sampler
 from deployments.engine.sequence import PreparedAdapter
 from deployments.engine.sequence import Sequence as TokenSequence
-from deployments.errors import AdapterNotLoaded, ContextLengthExceeded, EngineDead, InvalidParameter, Overloaded
+from deployments.errors import ContextLengthExceeded, EngineDead, InvalidParameter, Overloaded
 from deployments.types import AdapterRef, GenerateRequest, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class TorchEngine:
         self._load = load
         self._vocab_size = 0
         self._runner: ModelRunner | None = None
+        self._adapters = LoadedAdapters()
         self._keys = itertools.count()
         self._generations: dict[int, QueuedGeneration] = {}
         self._delivery = Delivery(config.stream_interval_s, clock)
@@ -57,8 +58,6 @@ class TorchEngine:
         self._changed = threading.Condition()
         self._commands: list[Callable[[EngineCore], None]] = []
         self._num_submitted = 0
-        self._adapters: dict[str, PreparedAdapter] = {}
-        self._unloading: set[asyncio.Future[None]] = set()
         self._stopping = False
         self._dead: str | None = "the engine is not started"
         self._thread: threading.Thread | None = None
@@ -89,7 +88,7 @@ class TorchEngine:
         check_token_ids(request, self._vocab_size)
         self._refuse_what_cannot_fit(request)
         group = next(self._keys)
-        adapter = self._adapter_of(request)
+        adapter = None if request.adapter is None else self._adapters.get(request.adapter)
         sequences = [
             self._sequence(request, group, index, adapter)
             for index in range(request.num_sequences)
@@ -111,39 +110,26 @@ class TorchEngine:
         return generation
 
     def stats(self) -> EngineStats:
-        with self._changed:
-            loaded = list(self._adapters.values())
-            stats = self._stats
-        return dataclasses.replace(
-            stats, num_adapters=len(loaded), adapter_bytes=sum(adapter.num_bytes for adapter in loaded)
-        )
+        num_adapters, adapter_bytes = self._adapters.totals()
+        return dataclasses.replace(self._stats, num_adapters=num_adapters, adapter_bytes=adapter_bytes)
 
     async def load_adapter(self, adapter: LoadedAdapter) -> None:
         """Prepares it beside the step thread; the sequences of later requests carry it into their steps."""
         runner = self._runner
         if self._dead is not None or runner is None:
             raise EngineDead(self._dead)
-        if adapter.ref.digest in self._adapters:
-            return
-        prepared = await asyncio.to_thread(runner.prepare_adapter, adapter)
-        with self._changed:
-            if self._dead is not None:
-                raise EngineDead(self._dead)
-            self._adapters.setdefault(adapter.ref.digest, prepared)
+        if adapter.ref not in self._adapters:
+            self._adapters.add(await asyncio.to_thread(runner.prepare_adapter, adapter))
 
     async def unload_adapter(self, adapter: AdapterRef) -> None:
-        unused = asyncio.get_running_loop().create_future()
-        with self._changed:
-            prepared = self._adapters.pop(adapter.digest, None)
-            if prepared is None or self._dead is not None:
-                return
-            self._unloading.add(unused)
+        unused = self._adapters.take(adapter)
+        if unused is None:
+            return
         try:
-            self._command(lambda core: core.when_unused(prepared, lambda: _settle(unused, None)))
-            await unused
+            self._command(lambda core: core.when_unused(unused.prepared, unused.settle))
+            await unused.wait()
         finally:
-            with self._changed:
-                self._unloading.discard(unused)
+            self._adapters.forget(unused)
 
     async def check_health(self) -> None:
         if self._dead is not None:
@@ -155,15 +141,6 @@ class TorchEngine:
             self._changed.notify()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
-
-    def _adapter_of(self, request: GenerateRequest) -> PreparedAdapter | None:
-        if request.adapter is None:
-            return None
-        with self._changed:
-            prepared = self._adapters.get(request.adapter.digest)
-        if prepared is None:
-            raise AdapterNotLoaded(request.adapter.id)
-        return prepared
 
     def _sequence(
         self, request: GenerateRequest, group: int, index: int, adapter: PreparedAdapter | None
@@ -225,14 +202,11 @@ class TorchEngine:
             with self._changed:
                 self._dead = reason
                 generations = list(self._generations.values())
-                unloading = list(self._unloading)
                 self._runner = None
-                self._adapters.clear()
             for generation in generations:
                 self._delivery.fail(generation, EngineDead(reason))
             self._delivery.send()
-            for unused in unloading:
-                _settle(unused, EngineDead(reason))
+            self._adapters.close(EngineDead(reason))
 
     def _obey(self, core: EngineCore) -> bool:
         """Carries out all commands; waits while there is nothing to compute. False when the engine shall stop."""
@@ -256,26 +230,6 @@ class TorchEngine:
             if (generation := self._generations.get(group)) is not None:
                 self._delivery.fail(generation, error)
         self._delivery.send()
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:
-    # A loop that is closed has nobody waiting any more.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, *arguments)
-
-
-def _settle(waiting: "asyncio.Future[None]", error: Exception | None) -> None:
-    """Ends the waiting of another thread's loop, with the error if there is one."""
-
-    def settle() -> None:
-        if waiting.done():
-            return
-        if error is None:
-            waiting.set_result(None)
-        else:
-            waiting.set_exception(error)
-
-    _call(waiting.get_loop(), settle)
 
 
 def check_token_ids(request: GenerateRequest, vocab_size: int) -> None:
