@@ -16,6 +16,7 @@ from serve_app.http.cross_origin import CrossOriginMiddleware
 from serve_app.http.error_middleware import ErrorMiddleware
 from serve_app.http.json_text import to_json
 from serve_app.http.openapi import openapi_document
+from serve_app.http.rate_limits import RateLimitHeadersMiddleware, RefusalCountMiddleware
 from serve_app.http.request_id import RequestIdMiddleware
 from serve_app.http.unmatched import render_http_exceptions
 from serve_app.services import Services
@@ -38,7 +39,9 @@ def create_api(services: Services) -> FastAPI:
         middleware=[
             Middleware(RequestIdMiddleware),
             Middleware(CrossOriginMiddleware),
+            Middleware(RateLimitHeadersMiddleware),
             Middleware(ErrorMiddleware),
+            Middleware(RefusalCountMiddleware, services.admission),
         ],
     )
 

@@ -7,6 +7,7 @@ from deployments.graph import Graph
 from serve_app.config import AppConfig
 from serve_app.use_cases.admission import Admission
 from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.idempotency import IdempotentRequests
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.models import ModelCatalog
 
@@ -21,4 +22,5 @@ class Services:
     generation: TextGeneration
     keys: Keys
     admission: Admission
+    idempotency: IdempotentRequests
     is_ready: Callable[[], Awaitable[bool]]

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from deployments.types import SamplingParams, TextPrompt
 from serve_app.http.authentication import authenticate
 from serve_app.http.disconnect import run_while_connected
+from serve_app.http.idempotency import idempotent
 from serve_app.http.json_text import to_json
-from serve_app.http.openapi import answer, request_body
+from serve_app.http.openapi import answer, billed_request
 from serve_app.http.request_body import read_json
 from serve_app.http.wire_model import WireModel, parse
 from serve_app.services import Services
@@ -70,16 +71,20 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["AITextGen"])
     http = services.config.http
 
+    async def identify(request: Request) -> Caller:
+        return await authenticate(request, services, Dialect.AITEXTGEN)
+
     @routes.post(
         "/v1/aitextgen/generate",
         summary="Generate text",
-        openapi_extra=request_body(GenerateBody, _REQUEST_EXAMPLES),
+        openapi_extra=billed_request(GenerateBody, _REQUEST_EXAMPLES),
         responses={200: answer("The generated text.", GenerateAnswer, _ANSWER_EXAMPLES)},
     )
+    @idempotent(services, identify)
     async def generate(request: Request) -> Response:
         """Continues a prompt."""
         started_at = time.perf_counter()
-        caller = await authenticate(request, services, Dialect.AITEXTGEN)
+        caller = await identify(request)
         data = await read_json(
             request, max_bytes=http.max_body_bytes, max_depth=http.max_json_depth, require_json_content_type=True
         )
@@ -87,7 +92,7 @@ def router(services: Services) -> APIRouter:
         command = to_command(
             body,
             caller=caller,
-            default_model=services.models.default.id,
+            default_model=services.models.of(caller.principal.models).default.id,
         )
         answers = await run_while_connected(
             request, services.generation.generate(command), deadline_s=http.request_deadline_s

@@ -18,8 +18,9 @@ from deployments.types import FinishReason, PromptStart, SamplingParams, TextPro
 from serve_app.http.authentication import authenticate
 from serve_app.http.disconnect import run_while_connected
 from serve_app.http.error_response import error_as_ndjson
+from serve_app.http.idempotency import idempotent
 from serve_app.http.json_text import to_json
-from serve_app.http.openapi import answer, request_body, text_answer
+from serve_app.http.openapi import answer, billed_request, text_answer
 from serve_app.http.request_body import read_json
 from serve_app.http.streaming import stream_response
 from serve_app.http.wire_model import WireModel, parse
@@ -177,16 +178,20 @@ def router(services: Services) -> APIRouter:
     http = services.config.http
     envelope = services.config.inferkit.envelope
 
+    async def identify(request: Request) -> Caller:
+        return await authenticate(request, services, Dialect.INFERKIT, allow_raw_key=True)
+
     @routes.post(
         "/v1/models/{id:path}/generate",
         summary="Generate text",
-        openapi_extra=request_body(GenerateBody, _REQUEST_EXAMPLES),
+        openapi_extra=billed_request(GenerateBody, _REQUEST_EXAMPLES),
         responses={200: _documented_answer(envelope)},
     )
+    @idempotent(services, identify)
     async def generate(request: Request) -> Response:
         """Continues a prompt, or makes up a text. The body is read as JSON whatever its content type says."""
-        caller = await authenticate(request, services, Dialect.INFERKIT, allow_raw_key=True)
-        model = services.models.resolve(request.path_params["id"])
+        caller = await identify(request)
+        model = services.models.of(caller.principal.models).resolve(request.path_params["id"])
         data = await read_json(
             request,
             max_bytes=http.max_body_bytes,

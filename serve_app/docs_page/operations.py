@@ -68,12 +68,27 @@ def _operation(path: str, method: str, operation: Mapping[str, Any], base_url: s
         summary=operation.get("summary", ""),
         description=operation.get("description", ""),
         needs_key=needs_key,
-        fields=tuple(_fields(body.get("schema", {}), "")),
+        fields=(*_parameters(operation), *_fields(body.get("schema", {}), "")),
         requests=tuple(
             Example(name, _curl(method, url, needs_key, value)) for name, value in (examples or {"": None}).items()
         ),
         answers=tuple(_answer(status, response) for status, response in operation["responses"].items()),
     )
+
+
+def _parameters(operation: Mapping[str, Any]) -> list[Field]:
+    """Those that are not in the path, which its example shows."""
+    return [
+        Field(
+            name=parameter["name"],
+            type=f"{parameter['in']}: {_type(parameter['schema'])}",
+            required=parameter["required"],
+            default=str(parameter["schema"].get("default", "")),
+            description=parameter["description"],
+        )
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] != "path"
+    ]
 
 
 def _fields(schema: Mapping[str, Any], prefix: str) -> list[Field]:

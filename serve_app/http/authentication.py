@@ -5,7 +5,7 @@ from starlette.requests import Request
 from deployments.errors import PermissionDenied, Unauthenticated
 from serve_app.http.request_id import unique_request_id
 from serve_app.services import Services
-from serve_app.use_cases.callers import Caller, Dialect, Scope
+from serve_app.use_cases.callers import Caller, Dialect, Principal, Scope
 
 
 async def authenticate(
@@ -16,7 +16,15 @@ async def authenticate(
     scope: Scope = Scope.INFERENCE,
     allow_raw_key: bool = False,
 ) -> Caller:
-    """The caller, whom the request's state remembers as `caller`.
+    """The caller of a dialect, whom the request's state remembers as `caller`. Raises what `identify` raises."""
+    principal = await identify(request, services, scope=scope, allow_raw_key=allow_raw_key)
+    caller = Caller(unique_request_id(request), dialect, principal)
+    request.state.caller = caller
+    return caller
+
+
+async def identify(request: Request, services: Services, *, scope: Scope, allow_raw_key: bool = False) -> Principal:
+    """Who presents a key with this scope.
 
     allow_raw_key: the header may also hold the key alone, without the word Bearer.
     Raises Unauthenticated when the key is missing, malformed, unknown, expired or revoked; PermissionDenied when it
@@ -26,11 +34,9 @@ async def authenticate(
     if key is None:
         raise Unauthenticated("an API key is required; send the header 'Authorization: Bearer YOUR_API_KEY'")
     principal = await services.keys.authenticate(key)
-    caller = Caller(unique_request_id(request), dialect, principal)
-    request.state.caller = caller
     if scope not in principal.scopes:
         raise PermissionDenied(f"this key may not be used for this: it lacks the scope {scope.value!r}")
-    return caller
+    return principal
 
 
 def _presented_key(header: str, allow_raw_key: bool) -> str | None:

@@ -4,8 +4,19 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.http import idempotency, rate_limit_headers
+
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-_EXPOSED = "X-Request-Id, Retry-After, RateLimit, RateLimit-Policy, Location, Preference-Applied"
+_EXPOSED = ", ".join(
+    (
+        "X-Request-Id",
+        "Retry-After",
+        "Location",
+        "Preference-Applied",
+        idempotency.REPLAYED_HEADER,
+        *rate_limit_headers.NAMES,
+    )
+)
 
 
 class CrossOriginMiddleware:

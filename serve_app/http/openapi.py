@@ -12,17 +12,41 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.routing import BaseRoute
 
-from deployments.errors import DeadlineExceeded, GenerationFailed, Overloaded, ServiceError, Unauthenticated
+from deployments.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    Overloaded,
+    PermissionDenied,
+    RateLimited,
+    ServiceError,
+    Unauthenticated,
+)
 from serve_app.http.error_response import error_body
 
 _OPEN_PATHS = ("/health", "/ready")
 _PATH_PARAMETER = re.compile(r"\{(\w+)\}")
+
+HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "Idempotency-Key": (
+        "The same request with the same key takes effect once: sent again within 24 hours, it gives the same answer.",
+        {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+    )
+}
+_PATH_PARAMETERS = {
+    "account": ("The id of an account.", "acme"),
+    "key": ("The id of a key.", "0NPvBYYJqMZjhFkd9"),
+}
 
 
 def request_body(model: type[BaseModel], examples: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """For a route's `openapi_extra`: a JSON body of this model, with named examples."""
     content = {"schema": inline_schema(model), "examples": _examples(examples)}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def billed_request(model: type[BaseModel], examples: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The same for a route that obeys the header Idempotency-Key."""
+    return {**request_body(model, examples), "parameters": [header_parameter("Idempotency-Key")]}
 
 
 def answer(
@@ -36,6 +60,12 @@ def answer(
 def text_answer(media_type: str, description: str, example: str) -> dict[str, Any]:
     """For a route's `responses`: an answer that is no single JSON value, such as a stream."""
     return {"description": description, "content": {media_type: {"schema": {"type": "string"}, "example": example}}}
+
+
+def header_parameter(name: str) -> dict[str, Any]:
+    """For a route's `openapi_extra`: a request header of `HEADERS`."""
+    description, schema = HEADERS[name]
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
 
 def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -62,7 +92,8 @@ def openapi_document(
 ) -> dict[str, Any]:
     """The document of these routes. Every route but the probes needs a key and can fail in the same ways.
 
-    What stands in braces in a path is a model's id, for example `example_model`.
+    What stands in braces in a path is the id of an account or a key where it is called so, else a model's id, for
+    example `example_model`.
     """
     document = get_openapi(title=title, version=version, description=description, routes=routes)
     components = document.setdefault("components", {})
@@ -77,49 +108,61 @@ def openapi_document(
                 # Once more: FastAPI has turned the bounds of integers into floats, which cannot hold all of them.
                 document["paths"][route.path_format][method.lower()].update(route.openapi_extra)
     for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            if names := _PATH_PARAMETER.findall(path):
-                operation["parameters"] = [_model_parameter(name, example_model) for name in names]
+        for operation in operations.values():
+            others = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "path"]
+            in_path = [_path_parameter(name, example_model) for name in _PATH_PARAMETER.findall(path)]
+            if in_path or others:
+                operation["parameters"] = [*in_path, *others]
             # FastAPI's own validation error, which no route here answers with.
             operation["responses"].pop("422", None)
             if path in _OPEN_PATHS:
                 operation["security"] = []
             else:
-                operation["responses"].update(_failures(has_body=method == "post"))
+                operation["responses"].update(_failures(operation, has_body="requestBody" in operation))
     return document
 
 
-def _model_parameter(name: str, example: str) -> dict[str, Any]:
+def _path_parameter(name: str, example_model: str) -> dict[str, Any]:
+    description, example = _PATH_PARAMETERS.get(
+        name, ("The id or an alias of a model; it may contain slashes.", example_model)
+    )
     return {
         "name": name,
         "in": "path",
         "required": True,
-        "description": "The id or an alias of a model; it may contain slashes.",
+        "description": description,
         "schema": {"type": "string", "minLength": 1},
         "example": example,
     }
 
 
-def _failures(*, has_body: bool) -> dict[str, Any]:
+def _failures(operation: Mapping[str, Any], *, has_body: bool) -> dict[str, Any]:
+    """What can go wrong: with every request, with parameters and bodies, and where a key makes it idempotent."""
     failures: dict[int, tuple[str, ServiceError]] = {
         401: ("The API key is missing or not valid.", Unauthenticated("the API key is not valid")),
+        403: ("The API key lacks the scope for this.", PermissionDenied("this key may not be used for this")),
         500: ("Something went wrong on our side.", GenerationFailed("the model failed on this request")),
+        503: ("Too much to do; come back after `Retry-After` seconds.", Overloaded("too many requests are waiting")),
     }
     if has_body:
         failures |= {
-            503: (
-                "Too much to do; come back after `Retry-After` seconds.",
-                Overloaded("too many requests are waiting"),
+            429: (
+                "The key's limit is reached; come back after `Retry-After` seconds.",
+                RateLimited("the key's limit of 100 requests in 60 seconds is reached", 30),
             ),
             504: ("The answer did not come in time.", DeadlineExceeded("the answer did not come within 600 seconds")),
         }
     described = {
         str(status): _failure(description, error_body(error)) for status, (description, error) in failures.items()
     }
-    described["404"] = _failure("There is no such model.")
-    if has_body:
+    described["404"] = _failure("There is no such model, account or key.")
+    if has_body or "parameters" in operation:
         described["400"] = _failure("The request is not valid; `error.param` names the field at fault.")
+    if has_body:
         described["413"] = _failure("The body is too long.")
+    if any(parameter["name"] in HEADERS for parameter in operation.get("parameters", ())):
+        described["409"] = _failure("A request with this Idempotency-Key runs, or the id is taken.")
+        described["422"] = _failure("The Idempotency-Key was used for another request.")
     return dict(sorted(described.items()))
 
 

@@ -83,6 +83,7 @@ _REQUIREMENTS = {
     "string_type": "must be a string",
     "int_type": "must be an integer",
     "int_from_float": "must be an integer",
+    "int_parsing": "must be an integer",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "list_type": "must be an array",

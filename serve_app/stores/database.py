@@ -192,6 +192,15 @@ class _Commit:
     has_begun: bool = False
 
 
+def require_reach(url: str, num_machines: int) -> None:
+    """Raises SetupError where processes on so many machines cannot share the database of this URL."""
+    if num_machines > 1 and make_url(url).get_backend_name() == "sqlite":
+        raise SetupError(
+            f"the cluster has {num_machines} nodes, and an SQLite file can be shared by the processes of one machine "
+            "only: set database_url to postgresql://user:password@host/name and run: tritext database migrate"
+        )
+
+
 class _TryAgain(Exception):
     """A transaction was rolled back through no fault of its own."""
 

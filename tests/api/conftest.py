@@ -13,6 +13,7 @@ from serve_app.config import AppConfig, BillingConfig, HttpConfig, InferKitConfi
 from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.models import ModelCatalog
+from tests.fake_idempotency import FakeIdempotentRequests
 from tests.fakes import KEY, FakeAdmissionStore, FakeGenerator, FakeKeys, FakeTokenizer, make_admission
 
 MODEL = "test-org/test-model"
@@ -67,6 +68,7 @@ def make_services(
         generation=TextGeneration(graph, models, admission),
         keys=FakeKeys(),
         admission=admission,
+        idempotency=FakeIdempotentRequests(),
         is_ready=ready,
     )
 

@@ -38,8 +38,10 @@ async def test_the_three_dialects_and_the_probes_are_described(document: dict[st
     assert len({operation["operationId"] for _, _, operation in operations(document)}) == len(described)
 
 
-async def test_422_is_never_promised(document: dict[str, Any]) -> None:
-    assert not any("422" in operation["responses"] for _, _, operation in operations(document))
+async def test_422_is_promised_for_misused_idempotency_keys_only(document: dict[str, Any]) -> None:
+    for path, _, operation in operations(document):
+        names = [parameter["name"] for parameter in operation.get("parameters", [])]
+        assert ("422" in operation["responses"]) is ("Idempotency-Key" in names), path
     assert set(document["components"]["schemas"]) == {"Error"}
 
 
@@ -50,7 +52,8 @@ async def test_every_post_has_a_schema_and_examples_that_satisfy_it(document: di
             assert content["examples"], path
             for example in content["examples"].values():
                 jsonschema.validate(example["value"], content["schema"])
-            assert {"200", "400", "401", "404", "413", "503"} <= set(operation["responses"]), path
+            assert {"200", "201"} & set(operation["responses"]), path
+            assert {"400", "401", "403", "404", "413", "429", "503"} <= set(operation["responses"]), path
 
 
 @pytest.mark.parametrize("envelope", ["both", "bare", "data"])

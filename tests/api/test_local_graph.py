@@ -17,6 +17,7 @@ from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.models import ModelCatalog
 from tests.factories import make_tiny_model
+from tests.fake_idempotency import FakeIdempotentRequests
 from tests.fakes import KEY, FakeKeys, make_admission
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -40,7 +41,9 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
     async with LocalGraph(config.graph) as graph:
         admission = make_admission()
         generation = TextGeneration(graph, catalog, admission)
-        services = Services(config, graph, catalog, generation, FakeKeys(), admission, is_ready)
+        services = Services(
+            config, graph, catalog, generation, FakeKeys(), admission, FakeIdempotentRequests(), is_ready
+        )
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(create_api(services)),
             base_url="http://test",

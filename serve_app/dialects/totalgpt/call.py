@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from deployments.config import ModelConfig
 from deployments.errors import InvalidParameter
 from deployments.types import Usage
 from serve_app.http.authentication import authenticate
+from serve_app.http.idempotency import Endpoint, idempotent
 from serve_app.http.json_text import to_json
 from serve_app.http.request_body import read_json
 from serve_app.services import Services
@@ -41,8 +42,9 @@ async def read_call(
     Raises Unauthenticated, ModelNotFound, InvalidRequest.
     """
     caller = await authenticate(request, services, Dialect.TOTALGPT)
+    models = services.models.of(caller.principal.models)
     if path_model is not None:
-        services.models.resolve(path_model)
+        models.resolve(path_model)
     body = await read_json(
         request,
         max_bytes=services.config.http.max_body_bytes,
@@ -51,13 +53,22 @@ async def read_call(
     )
     model_name = path_model if path_model is not None else body.get("model")
     if model_name is None and model_is_optional:
-        model_name = services.models.default.id
+        model_name = models.default.id
     if model_name is None:
         raise InvalidParameter("model is required", "model")
     if not isinstance(model_name, str):
         raise InvalidParameter("model must be a string", "model")
-    model = services.models.resolve(model_name)
+    model = models.resolve(model_name)
     return Call(caller, model_name, model, body)
+
+
+def once(services: Services) -> Callable[[Endpoint], Endpoint]:
+    """For endpoints that bill: obeys the header Idempotency-Key."""
+
+    async def identify(request: Request) -> Caller:
+        return await authenticate(request, services, Dialect.TOTALGPT)
+
+    return idempotent(services, identify)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from deployments.errors import InvalidParameter
 from serve_app.config import TotalGPTConfig
 from serve_app.dialects.totalgpt import sse
-from serve_app.dialects.totalgpt.call import Call, make_envelope, read_call, usage_object
+from serve_app.dialects.totalgpt.call import Call, make_envelope, once, read_call, usage_object
 from serve_app.dialects.totalgpt.chat_choices import ChatFormat, ChatStream, whole_choice
 from serve_app.dialects.totalgpt.command import make_command
 from serve_app.dialects.totalgpt.documents import documented
@@ -145,6 +145,7 @@ class ChatCompletion:
 
 
 def add_routes(routes: APIRouter, services: Services) -> None:
+    @once(services)
     async def create_chat_completion(request: Request) -> Response:
         """Answers messages, which go through the model's chat template."""
         call = await read_call(request, services, request.path_params.get("model"))

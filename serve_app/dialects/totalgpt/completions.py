@@ -17,7 +17,7 @@ from deployments.errors import InvalidParameter
 from deployments.types import Usage
 from serve_app.config import TotalGPTConfig
 from serve_app.dialects.totalgpt import sse
-from serve_app.dialects.totalgpt.call import Call, Envelope, make_envelope, read_call, usage_object
+from serve_app.dialects.totalgpt.call import Call, Envelope, make_envelope, once, read_call, usage_object
 from serve_app.dialects.totalgpt.command import make_command
 from serve_app.dialects.totalgpt.completion_choices import CompletionFormat, EchoedPrompt, whole_choices
 from serve_app.dialects.totalgpt.completion_stream import CompletionStream
@@ -159,6 +159,7 @@ class TextCompletion:
 
 
 def add_routes(routes: APIRouter, services: Services) -> None:
+    @once(services)
     async def create_completion(request: Request) -> Response:
         """Continues one or several prompts. A model in the path, whose id may contain slashes, wins over `model`."""
         call = await read_call(request, services, request.path_params.get("model"))

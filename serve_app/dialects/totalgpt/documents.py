@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serve_app.dialects.totalgpt import sse
-from serve_app.http.openapi import request_body, text_answer
+from serve_app.http.openapi import billed_request, request_body, text_answer
 
 
 def documented(
@@ -16,7 +16,7 @@ def documented(
     answer: dict[str, Any],
     events: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Arguments of `APIRouter.add_api_route`. `answer` and `events` are examples."""
+    """Arguments of `APIRouter.add_api_route`. `answer` and `events` are examples; what has events is billed."""
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}, "example": answer}}
     if events is not None:
         stream = b"".join([*map(sse.event, events), sse.DONE]).decode()
@@ -26,5 +26,6 @@ def documented(
         "responses": {200: {"description": "The answer.", "content": content}},
     }
     if body is not None:
-        arguments["openapi_extra"] = request_body(body, requests or {})
+        described = billed_request if events is not None else request_body
+        arguments["openapi_extra"] = described(body, requests or {})
     return arguments

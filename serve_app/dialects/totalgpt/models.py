@@ -57,8 +57,8 @@ def add_routes(routes: APIRouter, services: Services) -> None:
 
     async def list_models(request: Request) -> Response:
         """Every id and every alias: clients look here for the name that they are going to use."""
-        await authenticate(request, services, Dialect.TOTALGPT)
-        models = services.models.models
+        caller = await authenticate(request, services, Dialect.TOTALGPT)
+        models = services.models.of(caller.principal.models).models
         lengths = await asyncio.gather(*map(context_length, models))
         data = [
             model_object(name, model, length)
@@ -69,9 +69,9 @@ def add_routes(routes: APIRouter, services: Services) -> None:
 
     async def retrieve_model(request: Request) -> Response:
         """The model with this id or alias, which may contain slashes."""
-        await authenticate(request, services, Dialect.TOTALGPT)
+        caller = await authenticate(request, services, Dialect.TOTALGPT)
         name = request.path_params["id"]
-        model = services.models.resolve(name)
+        model = services.models.of(caller.principal.models).resolve(name)
         return json_answer(model_object(name, model, await context_length(model)))
 
     listed = documented("List the models", answer={"object": "list", "data": [_EXAMPLE]})

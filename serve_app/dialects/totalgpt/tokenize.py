@@ -66,6 +66,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         refuse_unsupported(call.body, TOKENIZING)
         fields = parse(TokenizeFields, {**call.body})
         prompt = to_tokenized(fields, call)
+        await services.admission.count(call.caller)
         with naming_messages(is_chat=fields.messages is not None):
             answer = await run_while_connected(
                 request, tokenized(call.model.id, prompt, fields.return_token_strs), deadline_s=deadline_s
@@ -87,6 +88,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         """The text of token ids, special tokens included."""
         call = await read_call(request, services, model_is_optional=True)
         fields = parse(DetokenizeFields, {**call.body})
+        await services.admission.count(call.caller)
         text = await run_while_connected(
             request, tokenizer.decode(call.model.id, tuple(fields.tokens)), deadline_s=deadline_s
         )

@@ -2,47 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from serve_app import cli
 from serve_app.config import AppConfig, Secrets
 from serve_app.launcher.serve_file import read_serve_file
+from serve_app.stores import schema
 from serve_app.stores.database import open_database
 from serve_app.stores.keys import SqlKeyStore
 from serve_app.use_cases.keys import Keys
-
-
-class Result:
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "serve.yaml"
-    path.write_text(
-        """
-applications:
-  - name: tritext
-    import_path: serve_app.app:build
-    args: {graph: {models: [{id: test-model, source: /nowhere}]}}
-"""
-    )
-    return path
-
-
-@pytest.fixture
-def tritext(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: str, config: Path = config) -> Result:
-        monkeypatch.setattr("sys.argv", ["tritext", *arguments, "--config", str(config)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return Result(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run
+from tests.unit.cli.conftest import Command
 
 
 async def account_of(key: str, config: Path) -> str:
@@ -52,7 +22,7 @@ async def account_of(key: str, config: Path) -> str:
         return (await Keys(SqlKeyStore(database), secrets.pepper()).authenticate(key)).account
 
 
-def test_a_created_key_stands_alone_on_standard_output(tritext: Any) -> None:
+def test_a_created_key_stands_alone_on_standard_output(tritext: Command) -> None:
     result = tritext("keys", "create")
     assert result.status == 0
     assert result.out.startswith("tt_")
@@ -60,7 +30,7 @@ def test_a_created_key_stands_alone_on_standard_output(tritext: Any) -> None:
     assert "not shown again" in result.err
 
 
-def test_a_created_key_works(tritext: Any, config: Path) -> None:
+def test_a_created_key_works(tritext: Command, config: Path) -> None:
     import asyncio
 
     created = json.loads(tritext("keys", "create", "--name", "laptop", "--json").out)
@@ -69,7 +39,7 @@ def test_a_created_key_works(tritext: Any, config: Path) -> None:
     assert created["expires_at"] is None
 
 
-def test_listing_shows_every_key_and_no_secret(tritext: Any) -> None:
+def test_listing_shows_every_key_and_no_secret(tritext: Command) -> None:
     created = [json.loads(tritext("keys", "create", "--name", name, "--json").out) for name in ("one", "two")]
     everything = tritext("keys", "list")
     for key in created:
@@ -79,14 +49,14 @@ def test_listing_shows_every_key_and_no_secret(tritext: Any) -> None:
     assert json.loads(tritext("keys", "list", "--account", "acme", "--json").out) == []
 
 
-def test_a_revoked_key_is_listed_as_revoked(tritext: Any) -> None:
+def test_a_revoked_key_is_listed_as_revoked(tritext: Command) -> None:
     key_id = json.loads(tritext("keys", "create", "--json").out)["id"]
     assert tritext("keys", "revoke", key_id).status == 0
     assert json.loads(tritext("keys", "list", "--json").out)[0]["revoked_at"] is not None
     assert "revoked" in tritext("keys", "list").out
 
 
-def test_an_expiring_key_says_when(tritext: Any) -> None:
+def test_an_expiring_key_says_when(tritext: Command) -> None:
     assert json.loads(tritext("keys", "create", "--expires-in-days", "1", "--json").out)["expires_at"] is not None
     assert "expires" in tritext("keys", "list").out
 
@@ -100,7 +70,7 @@ def test_an_expiring_key_says_when(tritext: Any) -> None:
         (("model", "prepare"), "does not exist"),
     ],
 )
-def test_what_goes_wrong_is_told_in_a_sentence(tritext: Any, arguments: tuple[str, ...], words: str) -> None:
+def test_what_goes_wrong_is_told_in_a_sentence(tritext: Command, arguments: tuple[str, ...], words: str) -> None:
     Secrets.load(create=True)
     result = tritext(*arguments)
     assert result.status == 1
@@ -109,19 +79,19 @@ def test_what_goes_wrong_is_told_in_a_sentence(tritext: Any, arguments: tuple[st
     assert len(result.err.splitlines()) == 1
 
 
-def test_listing_before_anything_was_started_says_what_is_missing(tritext: Any) -> None:
+def test_listing_before_anything_was_started_says_what_is_missing(tritext: Command) -> None:
     result = tritext("keys", "list")
     assert result.status == 1
     assert "there is no key pepper" in result.err
 
 
-def test_a_missing_configuration_is_named(tritext: Any, tmp_path: Path) -> None:
+def test_a_missing_configuration_is_named(tritext: Command, tmp_path: Path) -> None:
     result = tritext("keys", "create", config=tmp_path / "missing.yaml")
     assert result.status == 1
     assert "missing.yaml" in result.err
 
 
-def test_a_database_that_is_not_supported_is_refused(tritext: Any, config: Path) -> None:
+def test_a_database_that_is_not_supported_is_refused(tritext: Command, config: Path) -> None:
     config.write_text(config.read_text().replace("args: {", "args: {database_url: 'mysql://db/tritext', "))
     result = tritext("keys", "create")
     assert result.status == 1
@@ -129,7 +99,7 @@ def test_a_database_that_is_not_supported_is_refused(tritext: Any, config: Path)
 
 
 def test_serve_starts_the_launcher_and_ends_with_its_status(
-    tritext: Any, config: Path, monkeypatch: pytest.MonkeyPatch
+    tritext: Command, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, object]] = []
 
@@ -140,3 +110,8 @@ def test_serve_starts_the_launcher_and_ends_with_its_status(
     monkeypatch.setattr(cli, "run_service", launch)
     assert tritext("serve", "--port", "8123", "--profile", "plain").status == 3
     assert calls == [{"port": 8123, "config": config, "profile": "plain"}]
+
+
+def test_migrating_says_what_the_schema_is(tritext: Command) -> None:
+    assert tritext("database", "migrate").out == f"The schema is {schema.VERSION} now.\n"
+    assert tritext("database", "migrate").out == f"The schema is {schema.VERSION} already.\n"
