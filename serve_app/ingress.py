@@ -17,11 +17,15 @@ from serve_app.api import create_api
 from serve_app.config import AppConfig, Secrets
 from serve_app.ledger.billing import make_prices
 from serve_app.services import Services
+from serve_app.stores.accounts import SqlAccountStore
 from serve_app.stores.admission import SqlAdmissionStore
+from serve_app.stores.audit import SqlAuditLog
 from serve_app.stores.database import open_database, require_reach
 from serve_app.stores.idempotency import SqlIdempotentRequests
 from serve_app.stores.keys import SqlKeyStore
 from serve_app.stores.owners import SqlOwners
+from serve_app.stores.usage import SqlUsageReports
+from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.idempotency import SealedAnswers
@@ -59,8 +63,11 @@ class Ingress:
             graph=graph,
             models=models,
             generation=TextGeneration(graph, models, admission),
+            accounts=Accounts(SqlAccountStore(database)),
             keys=Keys(SqlKeyStore(database), secrets.pepper()),
             admission=admission,
+            usage=SqlUsageReports(database),
+            audit=SqlAuditLog(database),
             idempotency=SealedAnswers(SqlIdempotentRequests(database, owner), secrets.pepper()),
             is_ready=is_ready,
         )
