@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PORT ?= 8000
+PEERS ?= llamacpp openvino vllm transformers-serve
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -16,7 +17,7 @@ PROGRESS := | sed -unE 's/^ *(Downloading|Using cached) ([^ ]*) ?(.*)/  \2 \3/p'
 OR_FAIL := || { echo "make: the packages could not be installed; above stands why (is the package index reachable?)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check bench compare format lock clean
+.PHONY: help install install-dev serve test check bench compare peers format lock clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -36,12 +37,14 @@ check: $(VENV)/dev.stamp ## format, lint, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev.stamp ## measure the engine alone, then the whole service over HTTP
-	$(BIN)/python -m load_tests.engine_speed
-	$(BIN)/python -m load_tests.bench tritext
+bench: $(VENV)/dev.stamp ## measure the service and its engine alone; tables and plots go to docs/benchmarks/bench (OUT=)
+	$(BIN)/python -m load_tests.bench tritext engine --out $(or $(OUT),docs/benchmarks/bench) $(BENCH_ARGS)
 
-compare: $(VENV)/dev.stamp ## measure the service beside llama.cpp (LLAMA_SERVER=program LLAMA_GGUF=model)
-	$(BIN)/python -m load_tests.bench tritext llamacpp
+compare: $(VENV)/dev.stamp ## the same beside those of PEERS that are installed; to docs/benchmarks/compare (OUT=)
+	$(BIN)/python -m load_tests.bench tritext engine $(PEERS) --out $(or $(OUT),docs/benchmarks/compare) $(BENCH_ARGS)
+
+peers: $(VENV)/dev.stamp ## install PEERS for make compare, each in an environment of its own outside of this directory
+	$(BIN)/python -m load_tests.peers.install --torch "$(TORCH)" $(PEERS)
 
 format: $(VENV)/dev.stamp ## format the code and mend what the linter can
 	$(BIN)/ruff format .

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Settings(BaseModel):
@@ -19,7 +19,8 @@ class EngineConfig(Settings):
     num_threads 0 leaves the choice to torch. kv_cache_bytes bounds the memory of the KV cache; together with the model
     it decides how many tokens can be held. max_num_seqs bounds the sequences of one step, max_batched_tokens its tokens
     (prompts are computed in pieces of at most this), max_queued_sequences the sequences that wait to be computed: more
-    are refused as an overload.
+    are refused as an overload. stream_interval_s: how long tokens of a stream may wait for others, to travel in one
+    message; its first and its last do not wait. A stop string is noticed as much later.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
@@ -31,6 +32,7 @@ class EngineConfig(Settings):
     max_batched_tokens: PositiveInt = 512
     max_queued_sequences: PositiveInt = 256
     enable_prefix_reuse: bool = True
+    stream_interval_s: NonNegativeFloat = 0.03
 
 
 class ModelConfig(Settings):

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from deployments.types import (
     GenerateRequest,
     GenerateResult,
     PositionLogprobs,
+    SamplingParams,
     SequenceOutput,
     TokenLogprob,
     Usage,
@@ -62,17 +64,21 @@ class GeneratorNode:
         parts = [_SequenceParts() for _ in range(request.num_sequences)]
         prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
         usage = Usage(len(request.prompt_token_ids), 0)
-        async for chunk in self.stream(request):
-            parts[chunk.index].add(chunk)
-            prompt_logprobs = chunk.prompt_logprobs or prompt_logprobs
-            usage = chunk.usage or usage
+        async with aclosing(self._chunks(request, wants_pieces=_may_end_by_text(request.sampling))) as chunks:
+            async for chunk in chunks:
+                parts[chunk.index].add(chunk)
+                prompt_logprobs = chunk.prompt_logprobs or prompt_logprobs
+                usage = chunk.usage or usage
         sequences = tuple(part.output(index) for index, part in enumerate(parts))
         return GenerateResult(sequences, prompt_logprobs, usage)
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        return self._chunks(request, wants_pieces=True)
+
+    async def _chunks(self, request: GenerateRequest, *, wants_pieces: bool) -> AsyncGenerator[GenerateChunk, None]:
         engine, token_bytes = self._started()
         answer = _Answer(request, token_bytes)
-        generation = engine.submit(request)
+        generation = engine.submit(request, wants_pieces=wants_pieces)
         try:
             async for deltas in generation:
                 for chunk in answer.chunks(deltas, generation):
@@ -99,6 +105,11 @@ def make_torch_engine(model: ModelConfig, files: ModelFiles, home: Path) -> Engi
         eos_token_ids=frozenset(files.eos_token_ids),
         load=functools.partial(load_runner, home=home),
     )
+
+
+def _may_end_by_text(sampling: SamplingParams) -> bool:
+    """Whether its tokens must be looked at while they come, because the engine does not know where the text ends."""
+    return bool(sampling.stop) or sampling.max_characters is not None
 
 
 class _Answer:

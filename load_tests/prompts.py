@@ -45,3 +45,12 @@ def prompts(count: int = 64, seed: int = 20) -> list[str]:
         made.append(" ".join([opening, *rng.choices(_SENTENCES, k=index * 7 % 13)]))
     rng.shuffle(made)
     return made
+
+
+def numbered_prompts(number: int, count: int) -> list[str]:
+    """So many prompts, again from the first when they end, each with its number before it.
+
+    What carries another `number` shares no beginning with these, so no server can reuse what it computed for others.
+    """
+    texts = prompts()
+    return [f"{number}.{index}. {texts[index % len(texts)]}" for index in range(count)]

@@ -46,7 +46,7 @@ class TotalGPTConfig(Settings):
     model_prefix: str = "Tritext/"
 
 
-Credits = Annotated[Decimal, Field(ge=0, decimal_places=6)]
+Credits = Annotated[Decimal, Field(ge=0, le=1000, decimal_places=6)]
 
 
 class TokenPrices(Settings):

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from secrets import token_hex
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import DeploymentStatusOverview
@@ -13,11 +15,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.ray_graph import Handle, connect_graph
 from serve_app.api import create_api
 from serve_app.config import AppConfig, Secrets
+from serve_app.ledger.billing import make_prices
 from serve_app.services import Services
-from serve_app.stores.database import open_database
+from serve_app.stores.accounts import SqlAccountStore
+from serve_app.stores.admission import SqlAdmissionStore
+from serve_app.stores.audit import SqlAuditLog
+from serve_app.stores.database import open_database, require_reach
+from serve_app.stores.idempotency import SqlIdempotentRequests
 from serve_app.stores.keys import SqlKeyStore
+from serve_app.stores.owners import SqlOwners
+from serve_app.stores.usage import SqlUsageReports
+from serve_app.use_cases.accounts import Accounts
+from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.idempotency import SealedAnswers
 from serve_app.use_cases.keys import Keys
+from serve_app.use_cases.ledger_upkeep import LedgerUpkeep
 from serve_app.use_cases.models import ModelCatalog
 
 INGRESS = "Ingress"
@@ -33,15 +46,29 @@ class Ingress:
     ) -> None:
         secrets = Secrets.load()
         self._resources = AsyncExitStack()
-        database = await self._resources.enter_async_context(open_database(secrets.database_url(config)))
+        database_url = secrets.database_url(config)
+        require_reach(database_url, num_nodes())
+        database = await self._resources.enter_async_context(open_database(database_url))
+        # A name that no other process has, nor had.
+        owner = token_hex(16)
+        ledger = SqlAdmissionStore(database)
+        rules = Rules(make_prices(config.billing), make_limits(config.limits))
+        admission = Admission(ledger, rules, owner=owner)
+        upkeep = LedgerUpkeep(admission, ledger, SqlOwners(database), rules.prices, owner=owner)
+        await self._resources.enter_async_context(upkeep)
         graph = connect_graph(config.graph, tokenizer, generators)
         models = ModelCatalog(config.graph.models)
         self._services = Services(
             config=config,
             graph=graph,
             models=models,
-            generation=TextGeneration(graph, models),
+            generation=TextGeneration(graph, models, admission),
+            accounts=Accounts(SqlAccountStore(database)),
             keys=Keys(SqlKeyStore(database), secrets.pepper()),
+            admission=admission,
+            usage=SqlUsageReports(database),
+            audit=SqlAuditLog(database),
+            idempotency=SealedAnswers(SqlIdempotentRequests(database, owner), secrets.pepper()),
             is_ready=is_ready,
         )
 
@@ -78,6 +105,11 @@ def _without_request_id(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send_without)
 
     return answer
+
+
+def num_nodes() -> int:
+    """How many machines the cluster has at this moment."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 async def is_ready() -> bool:

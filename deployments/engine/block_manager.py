@@ -33,6 +33,10 @@ class BlockManager:
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    def can_share(self, num_tokens: int) -> bool:
+        """Whether a sequence of so many tokens can leave blocks to another one that begins with the same tokens."""
+        return self._enable_prefix_reuse and num_tokens > self.block_size
+
     def can_admit(self, sequence: Sequence) -> bool:
         """Whether all present tokens of the sequence, and the next one, fit into free or reusable blocks."""
         shared = self._reusable(sequence)

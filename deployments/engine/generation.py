@@ -9,23 +9,32 @@ from deployments.engine.protocol import TokenDelta
 class QueuedGeneration:
     """Implements `Generation`. All its methods run on `loop`, to which the step thread hands its calls.
 
-    `stop` tells the engine to end sequences; `forget` that nothing is awaited any more.
+    `stop` tells the engine to end sequences; `forget` that nothing is awaited any more. `wants_pieces` and `has_begun`
+    are for `Delivery`, in the step thread: whether tokens are awaited before a sequence ends, and whether some came.
     """
 
     def __init__(
         self,
         indexes: Sequence[int],
         *,
+        wants_pieces: bool,
         stop: Callable[[Sequence[int]], None],
         forget: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.wants_pieces = wants_pieces
+        self.has_begun = False
         self._open = set(indexes)
         self._stop = stop
         self._forget = forget
         self._deltas: list[TokenDelta] = []
         self._error: Exception | None = None
         self._changed = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether tokens are still wanted; may be asked from any thread."""
+        return bool(self._open)
 
     async def __aiter__(self) -> AsyncIterator[Sequence[TokenDelta]]:
         while True:

@@ -65,8 +65,11 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Loads the model. Raises what tells why it cannot."""
 
-    def submit(self, request: GenerateRequest) -> Generation:
-        """Queues the request. Raises InvalidParameter, ContextLengthExceeded, Overloaded, EngineDead."""
+    def submit(self, request: GenerateRequest, *, wants_pieces: bool = True) -> Generation:
+        """Queues the request. Without `wants_pieces` the tokens of a sequence come when it has ended.
+
+        Raises InvalidParameter, ContextLengthExceeded, Overloaded, EngineDead.
+        """
 
     def stats(self) -> EngineStats:
         """A snapshot."""

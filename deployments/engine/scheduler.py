@@ -5,7 +5,7 @@ prompt for one that is not there yet. Both are the same thing, "the tokens that 
 prompts, generation and recomputation after a preemption need no separate paths. Sequences join and leave between steps.
 """
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -79,7 +79,8 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._max_batched_tokens = max_batched_tokens
         self._chunked_prefill = chunked_prefill
-        self._waiting: deque[Sequence] = deque()
+        # Both in the order of arrival, which is that of the keys.
+        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._released: list[Sequence] = []
 
@@ -92,7 +93,7 @@ class Scheduler:
         return len(self._running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues the sequence. Sequences of one request must be added in the order of their index."""
+        """Queues the sequence, whose key is above all before it; those of one request in the order of their index."""
         self._waiting.append(sequence)
 
     def remove(self, sequences: Iterable[Sequence]) -> None:
@@ -102,7 +103,7 @@ class Scheduler:
             if sequence.key in gone:
                 self._release(sequence)
         self._running = [sequence for sequence in self._running if sequence.key not in gone]
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.key not in gone)
+        self._waiting = [sequence for sequence in self._waiting if sequence.key not in gone]
 
     def take_released(self) -> list[Sequence]:
         """The sequences that gave their cache back since the last call."""
@@ -137,7 +138,7 @@ class Scheduler:
                 self._blocks.release(sequence)
                 break
             self._waiting.remove(sequence)
-            self._running.append(sequence)
+            insort(self._running, sequence, key=_arrival)
             scheduled[sequence.key] = ScheduledSequence(sequence, sequence.num_computed, end)
             budget -= end - sequence.num_computed
         return Batch(tuple(scheduled.values())) if scheduled else None
@@ -170,15 +171,15 @@ class Scheduler:
         while sequence not in preempted and not self._blocks.extend(sequence, num_tokens):
             last = self._running.pop()
             self._release(last)
-            self._waiting.appendleft(last)
+            insort(self._waiting, last, key=_arrival)
             preempted.append(last)
         return preempted
 
     def _awaits_sibling(self, sequence: Sequence) -> bool:
-        """Whether a sibling computes the same prompt at this moment: waiting for it spares the computation."""
-        if sequence.index == 0:
-            return False
+        """Whether a sibling computes the same prompt at this moment, so that waiting for it spares the computation."""
         num_prompt = len(sequence.prompt_token_ids)
+        if sequence.index == 0 or not self._blocks.can_share(num_prompt):
+            return False
         return any(
             other.group == sequence.group and other.index == 0 and other.num_computed < num_prompt
             for other in self._running
@@ -187,3 +188,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self._blocks.release(sequence)
         self._released.append(sequence)
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.key

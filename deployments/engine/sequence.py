@@ -9,7 +9,8 @@ from deployments.types import FinishReason, SamplingParams
 class Sequence:
     """The tokens of one of a request's outputs, and how far the model has computed them.
 
-    key: unique within the engine. group: the request it belongs to. index: its number within the request.
+    key: unique within the engine, and above those that came before. group: the request it belongs to. index: its
+    number within the request.
     num_computed: how many tokens, from the first, have their keys and values in the cache; 0 after a preemption.
     block_table: the cache blocks that hold them. num_cached: prompt tokens found in the
     cache when the sequence was first admitted; None before that. wants_prompt_logprobs: the logits of all prompt

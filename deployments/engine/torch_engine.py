@@ -5,16 +5,16 @@ alone, so that none of them needs a lock.
 """
 
 import asyncio
-import contextlib
-import functools
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deployments.config import EngineConfig
 from deployments.engine.core import EngineCore, StepResult
+from deployments.engine.delivery import Delivery
 from deployments.engine.generation import QueuedGeneration
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.protocol import EngineStats, Generation
@@ -37,6 +37,7 @@ class TorchEngine:
         context_length: int,
         eos_token_ids: frozenset[int],
         load: Callable[[Path, EngineConfig], ModelRunner],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
         self._config = config
@@ -46,6 +47,7 @@ class TorchEngine:
         self._vocab_size = 0
         self._keys = itertools.count()
         self._generations: dict[int, QueuedGeneration] = {}
+        self._delivery = Delivery(config.stream_interval_s, clock)
         self._stats = EngineStats(0, 0, 0, 0)
         # Guards everything below.
         self._changed = threading.Condition()
@@ -76,11 +78,9 @@ class TorchEngine:
         self._stats = core.stats()
         return core
 
-    def submit(self, request: GenerateRequest) -> Generation:
+    def submit(self, request: GenerateRequest, *, wants_pieces: bool = True) -> Generation:
         check_token_ids(request, self._vocab_size)
-        num_prompt = len(request.prompt_token_ids)
-        if num_prompt >= self._context_length:
-            raise ContextLengthExceeded(num_prompt, self._context_length)
+        self._refuse_what_cannot_fit(request)
         group = next(self._keys)
         sequences = [
             self._sequence(request, group, index)
@@ -89,6 +89,7 @@ class TorchEngine:
         ]
         generation = QueuedGeneration(
             [sequence.index for sequence in sequences],
+            wants_pieces=wants_pieces,
             stop=lambda indexes: self._command(lambda core: core.remove(group, indexes)),
             forget=lambda: self._forget(group),
         )
@@ -132,6 +133,15 @@ class TorchEngine:
     def _forget(self, group: int) -> None:
         self._generations.pop(group, None)
 
+    def _refuse_what_cannot_fit(self, request: GenerateRequest) -> None:
+        """Every sequence needs a token to continue from and room for one more; the cache holds one whole context."""
+        if not request.prompt_token_ids:
+            raise InvalidParameter("the prompt holds no token to continue from", "prompt")
+        begun = [len(tokens) for index, tokens in enumerate(request.generated) if index not in request.complete]
+        num_known = len(request.prompt_token_ids) + max(begun, default=0)
+        if num_known >= self._context_length:
+            raise ContextLengthExceeded(num_known, self._context_length)
+
     def _refuse_beyond_queue(self) -> None:
         num_waiting = self._stats.num_waiting + self._num_submitted
         if num_waiting >= self._config.max_queued_sequences:
@@ -164,7 +174,8 @@ class TorchEngine:
                 self._dead = reason
                 generations = list(self._generations.values())
             for generation in generations:
-                _call(generation.loop, generation.fail, EngineDead(reason))
+                self._delivery.fail(generation, EngineDead(reason))
+            self._delivery.send()
 
     def _obey(self, core: EngineCore) -> bool:
         """Carries out all commands; waits while there is nothing to compute. False when the engine shall stop."""
@@ -181,27 +192,13 @@ class TorchEngine:
                 return True
 
     def _deliver(self, result: StepResult) -> None:
-        """Hands a step's tokens to the event loops that wait for them: one wake-up for each loop and step."""
-        deliveries: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
         for group, deltas in result.deltas.items():
             if (generation := self._generations.get(group)) is not None:
-                deliveries.setdefault(generation.loop, []).append(functools.partial(generation.put, deltas))
+                self._delivery.add(generation, deltas)
         for group, error in result.failed.items():
             if (generation := self._generations.get(group)) is not None:
-                deliveries.setdefault(generation.loop, []).append(functools.partial(generation.fail, error))
-        for loop, calls in deliveries.items():
-            _call(loop, _call_all, calls)
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:
-    # A loop that is closed has nobody waiting any more.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, *arguments)
-
-
-def _call_all(calls: Sequence[Callable[[], None]]) -> None:
-    for call in calls:
-        call()
+                self._delivery.fail(generation, error)
+        self._delivery.send()
 
 
 def check_token_ids(request: GenerateRequest, vocab_size: int) -> None:

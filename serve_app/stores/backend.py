@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, Protocol
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -33,6 +33,9 @@ class Backend(Protocol):
 
     def create_engine(self, url: URL) -> AsyncEngine:
         """Connects to nothing yet. Raises SetupError."""
+
+    def create_blocking_engine(self, url: URL) -> Engine:
+        """The same, for one thread that waits for the database's answers."""
 
     def failure(self, error: DBAPIError) -> Failure | None:
         """What happened, or None where the statement itself is at fault."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -33,15 +33,12 @@ class PostgreSQL:
     migrates_at_start = False
 
     def create_engine(self, url: URL) -> AsyncEngine:
-        settings = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
-        return create_async_engine(
-            url.set(drivername="postgresql+psycopg"),
-            pool_size=5,
-            max_overflow=5,
-            pool_timeout=10,
-            pool_pre_ping=True,  # a server that was restarted costs no request its answer
-            connect_args={"connect_timeout": 5, "application_name": "tritext", "options": settings, **url.query},
-        )
+        url, options = _connection(url)
+        return create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=10, **options)
+
+    def create_blocking_engine(self, url: URL) -> Engine:
+        url, options = _connection(url)
+        return create_engine(url, pool_size=1, max_overflow=0, **options)
 
     def failure(self, error: DBAPIError) -> Failure | None:
         state = getattr(error.orig, "sqlstate", None)
@@ -57,3 +54,10 @@ class PostgreSQL:
         for name in ("lock_timeout", "statement_timeout"):  # migrations take as long as they take
             connection.execute(text(f"SET LOCAL {name} = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _SCHEMA_LOCK})
+
+
+def _connection(url: URL) -> tuple[URL, dict[str, Any]]:
+    settings = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+    arguments = {"connect_timeout": 5, "application_name": "tritext", "options": settings, **url.query}
+    # A server that was restarted costs no request its answer.
+    return url.set(drivername="postgresql+psycopg"), {"pool_pre_ping": True, "connect_args": arguments}

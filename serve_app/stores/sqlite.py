@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, create_engine, event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -40,6 +40,11 @@ class SQLite:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_timeout=10)
         _configure(engine.sync_engine)
+        return engine
+
+    def create_blocking_engine(self, url: URL) -> Engine:
+        engine = create_engine(url.set(drivername="sqlite+pysqlite"), pool_size=1, max_overflow=0)
+        _configure(engine)
         return engine
 
     def failure(self, error: DBAPIError) -> Failure | None:

@@ -1,6 +1,7 @@
 """Lets requests in and settles them: windows, reservations, what was delivered. Knows no HTTP and no SQL."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from serve_app.use_cases.callers import Caller, Dialect, KeyLimits, Principal
 
 _CONCURRENCY_RETRY_S = 1.0
 _SETTLE_RETRY_S = 1.0
+_DRAIN_TIMEOUT_S = 10.0
 _NO_LIMITS = KeyLimits()
 
 logger = logging.getLogger(__name__)
@@ -202,9 +204,11 @@ class Admission:
             self._recorded |= {progress.id: progress.counts for progress in grown if progress.id in self._open}
 
     async def drain(self) -> None:
-        """Returns when nothing is left to be settled in the background."""
-        while self._background:
-            await asyncio.gather(*self._background, return_exceptions=True)
+        """Returns when nothing is left to be settled in the background, or the store cannot be reached for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+                while self._background:
+                    await asyncio.wait(self._background)
 
     async def _opened(self, opening: Opening) -> Verdict:
         """What the store says; whoever stops waiting for it leaves nothing open."""

@@ -17,7 +17,8 @@ def most(request: GenerateRequest, *, drop_output: bool) -> Counts:
 
 
 def whole(result: GenerateResult, *, drop_output: bool) -> Counts:
-    """A whole answer to one prompt: the tokens of every sequence, also of those that were not the best."""
+    """A whole answer to one prompt: the code points that it shows, and the tokens of every sequence, also of those that
+    were not among the best."""
     usage = result.usage
     if drop_output:
         return Counts(usage.prompt_tokens)

@@ -95,12 +95,13 @@ class TextGeneration:
                 results = await asyncio.gather(*tasks)
             finally:
                 await _cancel(tasks)
-            counts = reduce(add, (delivery.whole(result, drop_output=command.drop_output) for result in results))
-            await reservation.settle(Outcome.COMPLETED, about_to_send=counts)
-        return [
-            PromptAnswer(tuple(request.prompt_token_ids), select_best(result, command))
-            for request, result in zip(requests, results, strict=True)
-        ]
+            answers = [
+                PromptAnswer(tuple(request.prompt_token_ids), select_best(result, command))
+                for request, result in zip(requests, results, strict=True)
+            ]
+            counts = (delivery.whole(answer.result, drop_output=command.drop_output) for answer in answers)
+            await reservation.settle(Outcome.COMPLETED, about_to_send=reduce(add, counts))
+            return answers
 
     async def stream(self, command: GenerateCommand) -> AsyncGenerator[PromptChunk, None]:
         """The answers in pieces, those of different prompts interleaved. Raises what `generate` raises.

@@ -204,6 +204,29 @@ async def test_characters_are_bounded_in_code_points(node: GeneratorNode) -> Non
     await idle(node)
 
 
+@pytest.mark.parametrize("ending", ["stop", "max_characters"])
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_tokens_computed_beyond_the_end_of_the_text_are_not_counted(
+    node: GeneratorNode, start_node: StartNode, ending: str, is_streamed: bool
+) -> None:
+    """Tokens of a stream that wait for each other are looked at late."""
+    patient = await start_node(stream_interval_s=60.0)
+    text = (await node.generate(make_request())).sequences[0].text
+    request = make_request(**{"stop": (text[3:5],)} if ending == "stop" else {"max_characters": 4})
+    expected = await node.generate(request)
+    assert expected.usage.completion_tokens < SAMPLING["max_tokens"]
+    if is_streamed:
+        chunks = await chunks_of(patient, request)
+        token_ids = tuple(token_id for chunk in chunks for token_id in chunk.token_ids)
+        text, usage = "".join(chunk.text for chunk in chunks), chunks[-1].usage
+    else:
+        answer = await patient.generate(request)
+        token_ids, text, usage = answer.sequences[0].token_ids, answer.sequences[0].text, answer.usage
+    assert (token_ids, text) == (expected.sequences[0].token_ids, expected.sequences[0].text)
+    assert usage is not None
+    assert usage.completion_tokens == expected.usage.completion_tokens == len(token_ids)
+
+
 async def test_no_detokenizing_gives_tokens_without_text(node: GeneratorNode) -> None:
     sequence = (await node.generate(make_request(detokenize=False))).sequences[0]
     assert sequence.text == ""

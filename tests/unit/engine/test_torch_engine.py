@@ -197,10 +197,34 @@ async def test_stop_ends_what_runs(make_engine) -> None:
         await collect(generation)
 
 
-async def test_refuses_a_prompt_beyond_the_context(make_engine) -> None:
-    engine, _ = await make_engine(context_length=8)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [1] * 8},
+        {"prompt": [1] * 5, "generated": ([2] * 3,)},
+        {"prompt": [1] * 5, "generated": ([2], [2] * 3), "num_sequences": 2},
+    ],
+)
+async def test_refuses_at_once_what_can_never_fit(make_engine, fields) -> None:
+    engine, runner = await make_engine(context_length=8)
     with pytest.raises(ContextLengthExceeded):
-        engine.submit(make_request([1] * 8))
+        engine.submit(make_request(**fields))
+    runner.let()
+    assert await collect(engine.submit(make_request([1] * 7))) == {0: expected_tokens([1] * 7, 1)}
+
+
+async def test_a_complete_sequence_needs_no_room(make_engine) -> None:
+    engine, runner = await make_engine(context_length=8)
+    runner.let()
+    resumed = make_request([1] * 5, num_sequences=2, generated=([2] * 3, [2]), complete=frozenset({0}))
+    assert list(await collect(engine.submit(resumed))) == [1]
+
+
+async def test_refuses_a_prompt_without_tokens(make_engine) -> None:
+    engine, _ = await make_engine()
+    with pytest.raises(InvalidParameter) as error:
+        engine.submit(make_request([]))
+    assert error.value.param == "prompt"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, select, text
 from deployments.errors import StorageError
 from serve_app.config import SetupError
 from serve_app.stores import sqlite
-from serve_app.stores.database import Database, open_database
+from serve_app.stores.database import Database, open_database, require_reach
 from serve_app.stores.tables import accounts
 
 
@@ -97,3 +97,13 @@ def test_an_sqlite_that_could_lose_data_is_refused(version: tuple[int, ...]) -> 
 @pytest.mark.parametrize("version", [(3, 51, 3), (3, 53, 0), (4, 0, 0)])
 def test_a_repaired_sqlite_is_accepted(version: tuple[int, ...]) -> None:
     sqlite.check_version(version)
+
+
+def test_sqlite_is_refused_on_several_machines_with_what_to_do() -> None:
+    with pytest.raises(SetupError, match=r"3 nodes.*database_url to postgresql://.*tritext database migrate"):
+        require_reach("sqlite:////path/tritext.db", 3)
+
+
+@pytest.mark.parametrize(("url", "num_machines"), [("sqlite:////path/tritext.db", 1), ("postgresql://u@db/t", 3)])
+def test_a_database_that_all_machines_reach_is_accepted(url: str, num_machines: int) -> None:
+    require_reach(url, num_machines)

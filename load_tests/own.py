@@ -1,0 +1,48 @@
+"""What of this project is measured: the whole service over HTTP, and its engine alone in a process."""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from deployments.model_source import default_home
+from load_tests.contender import Contender
+from load_tests.http_server import HttpServer, http_server
+from load_tests.processes import free_port
+from load_tests.traffic import Target
+from load_tests.worker import Worker, worker
+
+
+@contextmanager
+def start_service(num_clients: int) -> Iterator[HttpServer]:  # noqa: ARG001
+    """`tritext serve` with the default model, in a home of its own that shares what was prepared."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch)
+        for name in ("models", "kernels"):
+            (default_home() / name).mkdir(parents=True, exist_ok=True)
+            (home / name).symlink_to(default_home() / name)
+
+        def target() -> Target:
+            key = (home / "first_key").read_text(encoding="utf-8").strip()
+            return Target(f"http://127.0.0.1:{port}/v1/completions", "standard", key)
+
+        command = [sys.executable, "-c", "from serve_app.cli import main; main()", "serve", "--port", str(port)]
+        with http_server(command, port, target, env={"TRITEXT_HOME": str(home)}) as server:
+            yield server
+
+
+@contextmanager
+def start_engine(num_clients: int) -> Iterator[Worker]:  # noqa: ARG001
+    with worker([sys.executable, "-m", "load_tests.engine_worker"]) as started:
+        yield started
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("ray", "torch", "transformers")}
+
+
+SERVICE = Contender("tritext int8", start_service, str, _versions)
+ENGINE = Contender("tritext int8, engine in process", start_engine, str, _versions)

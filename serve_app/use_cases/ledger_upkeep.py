@@ -1,0 +1,111 @@
+"""What a process does for the ledger beside its requests: says that it lives, records progress, settles for the dead.
+
+Knows no HTTP and no SQL.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from serve_app.ledger.billing import Price
+from serve_app.ledger.entries import Counts, Line, Outcome, Settlement
+from serve_app.use_cases.admission import Admission, AdmissionStore
+
+HEARTBEAT_S = 5.0
+ALIVE_FOR_S = 15.0
+"""How long after its last heartbeat a process counts as alive."""
+SWEEP_S = 5.0
+PROGRESS_S = 0.25
+"""How often progress is recorded, and how long a request must run for it to be."""
+
+_MAX_LINES = 500
+
+logger = logging.getLogger(__name__)
+
+
+class Owners(Protocol):
+    """The processes that hold reservations or run idempotent requests, by a name that each has for its life."""
+
+    async def beat(self, owner: str, alive_until: float) -> None:
+        """The process is alive until then at least."""
+
+    async def leave(self, owner: str) -> None:
+        """The process has ended in order."""
+
+    async def lost_lines(self, now: float, *, limit: int) -> Sequence[tuple[Line, Counts]]:
+        """Open lines whose owner is not alive, and what was recorded as delivered of them."""
+
+    async def forget_dead(self, now: float) -> None:
+        """Lets idempotent requests of dead owners be run again, and forgets owners that hold nothing any more."""
+
+
+class LedgerUpkeep:
+    """Runs while its context lasts. When it ends, what can be settled is settled.
+
+    A request whose process died is settled at most ALIVE_FOR_S + SWEEP_S later, by any other process or the next one.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        store: AdmissionStore,
+        owners: Owners,
+        prices: Mapping[str, Price],
+        *,
+        owner: str,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._admission = admission
+        self._store = store
+        self._owners = owners
+        self._prices = prices
+        self._owner = owner
+        self._now = now
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        await self.beat()
+        self._tasks = [
+            asyncio.create_task(_repeat(self.beat, HEARTBEAT_S)),
+            asyncio.create_task(_repeat(self.sweep, SWEEP_S)),
+            asyncio.create_task(_repeat(self.record, PROGRESS_S)),
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._admission.drain()
+        await self._owners.leave(self._owner)
+
+    async def beat(self) -> None:
+        await self._owners.beat(self._owner, self._now() + ALIVE_FOR_S)
+
+    async def record(self) -> None:
+        await self._admission.record_progress(older_than_s=PROGRESS_S)
+
+    async def sweep(self) -> None:
+        """Settles what dead processes left open, for what they had recorded as delivered."""
+        while lost := await self._owners.lost_lines(self._now(), limit=_MAX_LINES):
+            logger.warning("settling %d requests of processes that died", len(lost))
+            await asyncio.gather(*(self._store.settle(self._settlement(line, counts)) for line, counts in lost))
+        await self._owners.forget_dead(self._now())
+
+    def _settlement(self, line: Line, counts: Counts) -> Settlement:
+        cost = self._prices[line.dialect].cost(counts, Outcome.LOST)
+        return Settlement(line, counts, cost, Outcome.LOST)
+
+
+async def _repeat(work: Callable[[], Awaitable[None]], period_s: float) -> None:
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            await work()
+        except Exception as error:
+            logger.error("upkeep of the ledger failed, and is tried again: %s", error)
