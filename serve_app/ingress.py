@@ -28,6 +28,7 @@ from serve_app.stores.usage import SqlUsageReports
 from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.housekeeping import Housekeeping
 from serve_app.use_cases.idempotency import SealedAnswers
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.ledger_upkeep import LedgerUpkeep
@@ -56,6 +57,10 @@ class Ingress:
         admission = Admission(ledger, rules, owner=owner)
         upkeep = LedgerUpkeep(admission, ledger, SqlOwners(database), rules.prices, owner=owner)
         await self._resources.enter_async_context(upkeep)
+        keys = Keys(SqlKeyStore(database), secrets.pepper())
+        idempotent = SqlIdempotentRequests(database, owner)
+        housekeeping = Housekeeping(keys.save_last_used, idempotent.delete_expired)
+        await self._resources.enter_async_context(housekeeping)
         graph = connect_graph(config.graph, tokenizer, generators)
         models = ModelCatalog(config.graph.models)
         self._services = Services(
@@ -64,11 +69,11 @@ class Ingress:
             models=models,
             generation=TextGeneration(graph, models, admission),
             accounts=Accounts(SqlAccountStore(database)),
-            keys=Keys(SqlKeyStore(database), secrets.pepper()),
+            keys=keys,
             admission=admission,
             usage=SqlUsageReports(database),
             audit=SqlAuditLog(database),
-            idempotency=SealedAnswers(SqlIdempotentRequests(database, owner), secrets.pepper()),
+            idempotency=SealedAnswers(idempotent, secrets.pepper()),
             is_ready=is_ready,
         )
 

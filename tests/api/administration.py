@@ -1,4 +1,4 @@
-"""Services over a real SQLite database and fake models, with an administrator's key, for tests of the administration."""
+"""Services over a real SQLite database and fake models, with an administrator, for tests of the administration."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

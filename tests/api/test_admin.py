@@ -152,9 +152,7 @@ async def test_key_is_bounded_as_it_says(service: Service) -> None:
         assert {model["root"] for model in listed} == {"test-org/test-model"}
         assert (await client.get("/v1/models/other-model")).status_code == 404
         assert (await client.post("/v1/models/other-model/generate", json={"length": 10})).status_code == 404
-        assert (
-            await client.post("/v1/completions", json={"model": "other-model", "prompt": "x"})
-        ).status_code == 404
+        assert (await client.post("/v1/completions", json={"model": "other-model", "prompt": "x"})).status_code == 404
 
 
 async def test_key_is_changed_field_by_field(service: Service) -> None:
@@ -257,9 +255,7 @@ async def test_every_act_is_in_the_audit_log_with_its_actor(service: Service) ->
 
 async def test_key_made_twice_under_one_idempotency_key_is_one_key(service: Service) -> None:
     headers = {"Idempotency-Key": "make-1"}
-    answers = [
-        await service.admin.post(f"{ACCOUNTS}/acme/keys", json={"name": "x"}, headers=headers) for _ in range(2)
-    ]
+    answers = [await service.admin.post(f"{ACCOUNTS}/acme/keys", json={"name": "x"}, headers=headers) for _ in range(2)]
     assert answers[0].json() == answers[1].json()
     assert [answer.status_code for answer in answers] == [201, 201]
     assert answers[1].headers["location"] == answers[0].headers["location"]
