@@ -27,8 +27,8 @@ from serve_app.stores.owners import SqlOwners
 from serve_app.stores.usage import SqlUsageReports
 from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission, Rules, make_limits
+from serve_app.use_cases.chores import Chore, repeating
 from serve_app.use_cases.generate import TextGeneration
-from serve_app.use_cases.housekeeping import Housekeeping
 from serve_app.use_cases.idempotency import SealedAnswers
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.ledger_upkeep import LedgerUpkeep
@@ -37,6 +37,8 @@ from serve_app.use_cases.models import ModelCatalog
 INGRESS = "Ingress"
 
 _STATUS_TIMEOUT_S = 5.0
+_LAST_USED_S = 60.0
+_DELETE_EXPIRED_S = 600.0
 
 
 class Ingress:
@@ -56,11 +58,14 @@ class Ingress:
         rules = Rules(make_prices(config.billing), make_limits(config.limits))
         admission = Admission(ledger, rules, owner=owner)
         upkeep = LedgerUpkeep(admission, ledger, SqlOwners(database), rules.prices, owner=owner)
-        await self._resources.enter_async_context(upkeep)
+        await self._resources.enter_async_context(upkeep.running())
         keys = Keys(SqlKeyStore(database), secrets.pepper())
-        idempotent = SqlIdempotentRequests(database, owner)
-        housekeeping = Housekeeping(keys.save_last_used, idempotent.delete_expired)
-        await self._resources.enter_async_context(housekeeping)
+        answers = SqlIdempotentRequests(database, owner)
+        chores = (
+            Chore("noting when keys were used", keys.save_last_used, _LAST_USED_S),
+            Chore("deleting old answers", answers.delete_expired, _DELETE_EXPIRED_S),
+        )
+        await self._resources.enter_async_context(repeating(*chores))
         graph = connect_graph(config.graph, tokenizer, generators)
         models = ModelCatalog(config.graph.models)
         self._services = Services(
@@ -73,7 +78,7 @@ class Ingress:
             admission=admission,
             usage=SqlUsageReports(database),
             audit=SqlAuditLog(database),
-            idempotency=SealedAnswers(idempotent, secrets.pepper()),
+            idempotency=SealedAnswers(answers, secrets.pepper()),
             is_ready=is_ready,
         )
 
