@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from serve_app.admin import router as administration
 from serve_app.dialects import aitextgen, inferkit, totalgpt
 from serve_app.docs_page import page
 from serve_app.http import probes
@@ -49,6 +50,7 @@ def create_api(services: Services) -> FastAPI:
         probes.router(services),
         aitextgen.router(services),
         inferkit.router(services),
+        *administration.routers(services),
         # Last: its routes with the model in the path match almost anything.
         totalgpt.router(services),
     ]

@@ -17,12 +17,19 @@ from serve_app.api import create_api
 from serve_app.config import AppConfig, Secrets
 from serve_app.ledger.billing import make_prices
 from serve_app.services import Services
+from serve_app.stores.accounts import SqlAccountStore
 from serve_app.stores.admission import SqlAdmissionStore
+from serve_app.stores.audit import SqlAuditLog
 from serve_app.stores.database import open_database, require_reach
+from serve_app.stores.idempotency import SqlIdempotentRequests
 from serve_app.stores.keys import SqlKeyStore
 from serve_app.stores.owners import SqlOwners
+from serve_app.stores.usage import SqlUsageReports
+from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission, Rules, make_limits
+from serve_app.use_cases.chores import Chore, repeating
 from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.idempotency import SealedAnswers
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.ledger_upkeep import LedgerUpkeep
 from serve_app.use_cases.models import ModelCatalog
@@ -30,6 +37,8 @@ from serve_app.use_cases.models import ModelCatalog
 INGRESS = "Ingress"
 
 _STATUS_TIMEOUT_S = 5.0
+_LAST_USED_S = 60.0
+_DELETE_EXPIRED_S = 600.0
 
 
 class Ingress:
@@ -49,7 +58,14 @@ class Ingress:
         rules = Rules(make_prices(config.billing), make_limits(config.limits))
         admission = Admission(ledger, rules, owner=owner)
         upkeep = LedgerUpkeep(admission, ledger, SqlOwners(database), rules.prices, owner=owner)
-        await self._resources.enter_async_context(upkeep)
+        await self._resources.enter_async_context(upkeep.running())
+        keys = Keys(SqlKeyStore(database), secrets.pepper())
+        answers = SqlIdempotentRequests(database, owner)
+        chores = (
+            Chore("noting when keys were used", keys.save_last_used, _LAST_USED_S),
+            Chore("deleting old answers", answers.delete_expired, _DELETE_EXPIRED_S),
+        )
+        await self._resources.enter_async_context(repeating(*chores))
         graph = connect_graph(config.graph, tokenizer, generators)
         models = ModelCatalog(config.graph.models)
         self._services = Services(
@@ -57,8 +73,12 @@ class Ingress:
             graph=graph,
             models=models,
             generation=TextGeneration(graph, models, admission),
-            keys=Keys(SqlKeyStore(database), secrets.pepper()),
+            accounts=Accounts(SqlAccountStore(database)),
+            keys=keys,
             admission=admission,
+            usage=SqlUsageReports(database),
+            audit=SqlAuditLog(database),
+            idempotency=SealedAnswers(answers, secrets.pepper()),
             is_ready=is_ready,
         )
 

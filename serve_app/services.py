@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 from deployments.graph import Graph
 from serve_app.config import AppConfig
+from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission
+from serve_app.use_cases.audit import AuditLog
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.idempotency import IdempotentRequests
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.models import ModelCatalog
+from serve_app.use_cases.usage import UsageReports
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,10 @@ class Services:
     graph: Graph
     models: ModelCatalog
     generation: TextGeneration
+    accounts: Accounts
     keys: Keys
     admission: Admission
+    usage: UsageReports
+    audit: AuditLog
     idempotency: IdempotentRequests
     is_ready: Callable[[], Awaitable[bool]]

@@ -38,7 +38,8 @@ class PostgreSQL:
 
     def create_blocking_engine(self, url: URL) -> Engine:
         url, options = _connection(url)
-        return create_engine(url, pool_size=1, max_overflow=0, **options)
+        # A connection that was lost shows itself, and the transaction is run again: cheaper than to ask before each.
+        return create_engine(url, pool_size=1, max_overflow=0, **options | {"pool_pre_ping": False})
 
     def failure(self, error: DBAPIError) -> Failure | None:
         state = getattr(error.orig, "sqlstate", None)

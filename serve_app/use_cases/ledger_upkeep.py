@@ -6,13 +6,14 @@ Knows no HTTP and no SQL.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
 
 from serve_app.ledger.billing import Price
 from serve_app.ledger.entries import Counts, Line, Outcome, Settlement
 from serve_app.use_cases.admission import Admission, AdmissionStore
+from serve_app.use_cases.chores import Chore, repeating
 
 HEARTBEAT_S = 5.0
 ALIVE_FOR_S = 15.0
@@ -43,10 +44,8 @@ class Owners(Protocol):
 
 
 class LedgerUpkeep:
-    """Runs while its context lasts. When it ends, what can be settled is settled.
-
-    A request whose process died is settled at most ALIVE_FOR_S + SWEEP_S later, by any other process or the next one.
-    """
+    """A request whose process died is settled at most ALIVE_FOR_S + SWEEP_S later, by any other process or, where there
+    is none, by the next that starts."""
 
     def __init__(
         self,
@@ -64,25 +63,21 @@ class LedgerUpkeep:
         self._prices = prices
         self._owner = owner
         self._now = now
-        self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Self:
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """When the context ends, what can be settled is settled, and what cannot is left to others at once."""
         await self.beat()
-        self._tasks = [
-            asyncio.create_task(_repeat(self.beat, HEARTBEAT_S)),
-            asyncio.create_task(_repeat(self.sweep, SWEEP_S)),
-            asyncio.create_task(_repeat(self.record, PROGRESS_S)),
-        ]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._admission.drain()
-        await self._owners.leave(self._owner)
+        try:
+            async with repeating(
+                Chore("the heartbeat", self.beat, HEARTBEAT_S),
+                Chore("settling for processes that died", self.sweep, SWEEP_S),
+                Chore("recording progress", self.record, PROGRESS_S),
+            ):
+                yield
+        finally:
+            await self._admission.drain()
+            await self._owners.leave(self._owner)
 
     async def beat(self) -> None:
         await self._owners.beat(self._owner, self._now() + ALIVE_FOR_S)
@@ -100,12 +95,3 @@ class LedgerUpkeep:
     def _settlement(self, line: Line, counts: Counts) -> Settlement:
         cost = self._prices[line.dialect].cost(counts, Outcome.LOST)
         return Settlement(line, counts, cost, Outcome.LOST)
-
-
-async def _repeat(work: Callable[[], Awaitable[None]], period_s: float) -> None:
-    while True:
-        await asyncio.sleep(period_s)
-        try:
-            await work()
-        except Exception as error:
-            logger.error("upkeep of the ledger failed, and is tried again: %s", error)

@@ -141,6 +141,6 @@ async def test_idempotent_requests_of_a_dead_process_can_be_run_again(database: 
 
 async def test_process_that_ends_in_order_leaves_no_trace(database: Database) -> None:
     clock = Clock()
-    async with make_upkeep(database, clock, "me"):
+    async with make_upkeep(database, clock, "me").running():
         assert [owner["id"] for owner in await rows(database, "owners")] == ["me"]
     assert await rows(database, "owners") == []
