@@ -17,7 +17,7 @@ PROGRESS := | sed -unE 's/^ *(Downloading|Using cached) ([^ ]*) ?(.*)/  \2 \3/p'
 OR_FAIL := || { echo "make: the packages could not be installed; above stands why (is the package index reachable?)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check bench compare peers format lock clean
+.PHONY: help install install-dev serve test check soak bench compare peers format lock clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -36,6 +36,9 @@ check: $(VENV)/dev.stamp ## format, lint, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(VENV)/dev.stamp ## ten thousand random requests with cancels through the engine: exact, nothing left, no growth
+	HF_HUB_OFFLINE=1 $(BIN)/python -m load_tests.soak
 
 bench: $(VENV)/dev.stamp ## measure the service and its engine alone; tables and plots go to docs/benchmarks/bench (OUT=)
 	$(BIN)/python -m load_tests.bench tritext engine --out $(or $(OUT),docs/benchmarks/bench) $(BENCH_ARGS)

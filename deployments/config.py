@@ -21,6 +21,8 @@ class EngineConfig(Settings):
     (prompts are computed in pieces of at most this), max_queued_sequences the sequences that wait to be computed: more
     are refused as an overload. stream_interval_s: how long tokens of a stream may wait for others, to travel in one
     message; its first and its last do not wait. A stop string is noticed as much later.
+    speculation: while few sequences are at work, guess their next tokens by looking up where their last ones were met
+    before, and check several in one step; what is generated stays the same.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
@@ -32,6 +34,7 @@ class EngineConfig(Settings):
     max_batched_tokens: PositiveInt = 512
     max_queued_sequences: PositiveInt = 256
     enable_prefix_reuse: bool = True
+    speculation: Literal["prompt_lookup"] | None = "prompt_lookup"
     stream_interval_s: NonNegativeFloat = 0.03
 
 

@@ -4,6 +4,7 @@ ServiceError
 ├── InvalidRequest        400
 │   ├── InvalidParameter        a field of the request, named by `param`
 │   ├── ContextLengthExceeded   the prompt does not fit the model
+│   ├── InvalidAdapter          an adapter's files are broken, unsupported, or not made for the model
 │   ├── OutOfCredits            the account or the key has nothing left to spend
 │   ├── PayloadTooLarge   413   the body is longer than the limit
 │   └── IdempotencyMismatch 422 the idempotency key was used for another request
@@ -16,6 +17,7 @@ ServiceError
 ├── RateLimited           429   a window of the key is full; come back after `retry_after_s`
 ├── Overloaded            503   come back after `retry_after_s`
 │   └── StorageError            the database does not answer
+├── AdapterNotLoaded      503   whoever sends requests for an adapter loads it first
 ├── DeadlineExceeded      504   the answer did not come within the service's own limit
 └── EngineError           500
     ├── GenerationFailed        this request; the next may succeed
@@ -76,6 +78,10 @@ class OutOfCredits(InvalidRequest):
     @property
     def message(self) -> str:
         return "Out of generation credits"
+
+
+class InvalidAdapter(InvalidRequest):
+    code = "invalid_adapter"
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -154,6 +160,17 @@ class Overloaded(ServiceError):
 
 class StorageError(Overloaded):
     code = "storage_unavailable"
+
+
+class AdapterNotLoaded(ServiceError):
+    """AdapterNotLoaded(adapter_id)"""
+
+    status = 503
+    code = "adapter_not_loaded"
+
+    @property
+    def message(self) -> str:
+        return f"the adapter {self.args[0]!r} is not loaded at the moment; try again"
 
 
 class DeadlineExceeded(ServiceError):

@@ -132,13 +132,22 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """An adapter of a base model. `digest` names its content: another digest is another adapter, whatever its `id`."""
+
+    id: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One prompt to continue `num_sequences` times.
 
     Sequence i of a request draws its random numbers from (seed, i, position), so it does not depend on the others.
     `generated` resumes: the token ids already delivered of each sequence; only what follows them is answered, and
     `max_tokens` counts them. `complete` names the sequences whose end was delivered too: they are not continued.
-    `cache_salt` keeps the reuse of cached prefixes within one account.
+    `cache_salt` keeps the reuse of cached prefixes within one account. `adapter`: computed with this adapter, which
+    must be loaded, on top of the model; None: the model alone.
     """
 
     request_id: str
@@ -149,6 +158,7 @@ class GenerateRequest:
     generated: Sequence[Sequence[int]] = ()
     complete: frozenset[int] = frozenset()
     cache_salt: str = ""
+    adapter: AdapterRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

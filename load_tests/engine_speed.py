@@ -11,7 +11,7 @@ from deployments.config import EngineConfig
 from deployments.engine.core import EngineCore
 from deployments.engine.model_runner import ModelRunner, load_runner
 from deployments.engine.sampler import Sampler
-from deployments.engine.sequence import Sequence
+from deployments.engine.sequence import PreparedAdapter, Sequence
 from deployments.model_source import default_home, resolve
 from deployments.types import SamplingParams
 from load_tests.prompts import prompts
@@ -24,13 +24,25 @@ def make_core(runner: ModelRunner, config: EngineConfig) -> EngineCore:
     return EngineCore(runner, Sampler(runner.vocab_size, frozenset(), runner.device, draw=runner.draw), config)
 
 
-def make_sequence(key: int, token_ids: list[int], max_tokens: int) -> Sequence:
+def make_sequence(
+    key: int, token_ids: list[int], max_tokens: int, *, adapter: PreparedAdapter | None = None
+) -> Sequence:
     params = SamplingParams(max_tokens=max_tokens, temperature=0.8, top_p=0.9, ignore_eos=True, seed=key)
-    return Sequence(key, key, 0, tuple(token_ids), params, frozenset(), _CONTEXT_LENGTH)
+    return Sequence(key, key, 0, tuple(token_ids), params, frozenset(), _CONTEXT_LENGTH, adapter=adapter)
 
 
-def generate(runner: ModelRunner, config: EngineConfig, texts: list[list[int]], *, concurrency: int) -> float:
-    """Output tokens per second, prompts included in the time, with always `concurrency` sequences in work."""
+def generate(
+    runner: ModelRunner,
+    config: EngineConfig,
+    texts: list[list[int]],
+    *,
+    concurrency: int,
+    adapters: list[PreparedAdapter] | None = None,
+) -> float:
+    """Output tokens per second, prompts included in the time, with always `concurrency` sequences in work.
+
+    adapters: the sequences have them in turn.
+    """
     core = make_core(runner, config)
     waiting = list(enumerate(texts))
     num_running = num_tokens = 0
@@ -38,7 +50,8 @@ def generate(runner: ModelRunner, config: EngineConfig, texts: list[list[int]], 
     while waiting or num_running:
         while waiting and num_running < concurrency:
             key, token_ids = waiting.pop(0)
-            core.add(key, [make_sequence(key, token_ids, 128)])
+            adapter = adapters[key % len(adapters)] if adapters else None
+            core.add(key, [make_sequence(key, token_ids, 128, adapter=adapter)])
             num_running += 1
         for deltas in core.step().deltas.values():
             num_tokens += sum(len(delta.token_ids) for delta in deltas)

@@ -1,7 +1,7 @@
 """What a run sends, the same to every contender."""
 
 MAX_TOKENS = 128
-NUM_REQUESTS = {1: 6, 8: 24, 32: 64}
+NUM_REQUESTS = {1: 6, 8: 16, 32: 64}
 """Requests of a cell, by the number of clients."""
 
 PREFILL_LENGTHS = (64, 256, 512)

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -166,11 +167,16 @@ async def database(database_url: str) -> AsyncIterator[Database]:
         yield opened
 
 
+def run_apart(work: Coroutine[Any, Any, None]) -> None:
+    """Runs the work in an event loop of its own, although one may be running here."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
+
+
 def _migrate(url: str) -> None:
     async def migrate() -> None:
         opened = Database(url)
         await opened.migrate()
         await opened.close()
 
-    with ThreadPoolExecutor(1) as thread:  # an event loop may run in this one
-        thread.submit(asyncio.run, migrate()).result()
+    run_apart(migrate())

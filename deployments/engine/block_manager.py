@@ -1,9 +1,9 @@
 """Which block of the KV cache holds which tokens: allocation, sharing and reuse. Pure bookkeeping: no torch.
 
 A block holds the keys and values of `block_size` consecutive tokens. A full block is known by a digest of everything
-that its content depends on: the account's salt and all tokens up to its end. A later sequence that begins with the
-same tokens takes the block as it is. A block that nobody uses keeps its content until its space is needed; the one
-unused for the longest time goes first.
+that its content depends on: the account's salt, the adapter and all tokens up to its end. A later sequence that begins
+with the same tokens takes the block as it is. A block that nobody uses keeps its content until its space is needed; the
+one unused for the longest time goes first.
 """
 
 import hashlib
@@ -107,7 +107,7 @@ class BlockManager:
         digests = self._digests.setdefault(sequence.key, [])
         while len(digests) < num_full:
             start = len(digests) * self.block_size
-            parent = digests[-1] if digests else hashlib.sha256(sequence.cache_salt.encode()).digest()
+            parent = digests[-1] if digests else _root(sequence)
             tokens = array("q", sequence.tokens(start, start + self.block_size)).tobytes()
             digests.append(hashlib.sha256(parent + tokens).digest())
         return digests[:num_full]
@@ -120,3 +120,9 @@ class BlockManager:
         digest = self._digest_of.pop(block, None)
         if digest is not None:
             del self._block_of[digest]
+
+
+def _root(sequence: Sequence) -> bytes:
+    """What the first block's digest starts from: sequences of other accounts or adapters never share a block."""
+    adapter = None if sequence.adapter is None else sequence.adapter.ref.digest
+    return hashlib.sha256(repr((sequence.cache_salt, adapter)).encode()).digest()

@@ -1,7 +1,7 @@
 """The engine's step: schedule, run, sample, update. Synchronous; knows no threads, no event loop and no text."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor
 from deployments.config import EngineConfig
 from deployments.engine.block_manager import BlockManager
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.prompt_lookup import PromptLookup
 from deployments.engine.protocol import EngineStats, RawLogprobs, TokenDelta
 from deployments.engine.sampler import Sampler, SamplerRow
 from deployments.engine.sampling.sequence_state import SequenceState
 from deployments.engine.scheduler import Advanced, Batch, ScheduledSequence, Scheduler
+from deployments.engine.sequence import PreparedAdapter
 from deployments.engine.sequence import Sequence as TokenSequence
 from deployments.errors import GenerationFailed, ServiceError
 
@@ -26,6 +28,19 @@ class StepResult:
 
     deltas: dict[int, list[TokenDelta]] = field(default_factory=dict)
     failed: dict[int, ServiceError] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Drawn:
+    """The tokens that a step brings one sequence, and their log-probabilities where asked for."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[RawLogprobs] = field(default_factory=list)
+
+    def add(self, token_id: int, logprobs: RawLogprobs | None) -> None:
+        self.token_ids.append(token_id)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
 
 
 class EngineCore:
@@ -44,10 +59,13 @@ class EngineCore:
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
             chunked_prefill=runner.chunked_prefill,
+            # What computes a sequence in one piece cannot take a wrong guess back.
+            lookup=PromptLookup() if config.speculation is not None and runner.chunked_prefill else None,
         )
         self._sequences: dict[int, list[TokenSequence]] = {}
         self._sampler_states: dict[int, SequenceState] = {}
         self._prompt_logprobs: dict[int, list[RawLogprobs | None]] = {}
+        self._awaited: list[tuple[PreparedAdapter, Callable[[], None]]] = []
 
     @property
     def has_work(self) -> bool:
@@ -73,6 +91,11 @@ class EngineCore:
         self._scheduler.remove(ended)
         self._release_caches()
         self._forget(ended)
+
+    def when_unused(self, adapter: PreparedAdapter, call: Callable[[], None]) -> None:
+        """Calls once no sequence uses the adapter: now, or within the step that ends the last."""
+        self._awaited.append((adapter, call))
+        self._announce_unused()
 
     def step(self) -> StepResult:
         """Computes the next tokens of some sequences.
@@ -100,8 +123,7 @@ class EngineCore:
         logits = self._runner.run(batch)
         if logits.dtype != torch.float64:
             logits = logits.float()
-        sampling: list[ScheduledSequence] = []
-        sampling_rows: list[int] = []
+        sampling: list[tuple[ScheduledSequence, int]] = []
         first_row = 0
         for item in batch.scheduled:
             last_row = first_row + item.num_logits
@@ -111,32 +133,52 @@ class EngineCore:
                 except GenerationFailed as error:
                     result.failed[item.sequence.group] = error
             if item.samples:
-                sampling.append(item)
-                sampling_rows.append(last_row - 1)
+                sampling.append((item, last_row - 1 - len(item.guesses)))
             first_row = last_row
-        token_ids: dict[int, int] = {}
-        logprobs: dict[int, RawLogprobs | None] = {}
-        if sampling:
-            rows = [self._sampler_row(item.sequence) for item in sampling]
-            # Most steps only generate, and then every row is wanted: no copy.
-            wanted = logits if len(sampling_rows) == len(logits) else logits[sampling_rows]
-            sampled = self._sampler.sample(wanted, rows)
-            for row, item in enumerate(sampling):
-                if row in sampled.failed:
-                    result.failed[item.sequence.group] = sampled.failed[row]
-                else:
-                    token_ids[item.sequence.key] = sampled.token_ids[row]
-                    logprobs[item.sequence.key] = sampled.logprobs[row]
-        for advanced in self._scheduler.update(batch, token_ids):
-            self._report(advanced, logprobs[advanced.sequence.key], result)
+        drawn = {item.sequence.key: _Drawn() for item, _ in sampling}
+        num_guessed = 0
+        while sampling:
+            sampling = self._sample(logits, sampling, drawn, num_guessed, result)
+            num_guessed += 1
+        for advanced in self._scheduler.update(batch, {key: tokens.token_ids for key, tokens in drawn.items()}):
+            self._report(advanced, drawn[advanced.sequence.key].logprobs, result)
         self._release_caches()
 
-    def _report(self, advanced: Advanced, logprobs: RawLogprobs | None, result: StepResult) -> None:
+    def _sample(
+        self,
+        logits: Tensor,
+        sampling: Sequence[tuple[ScheduledSequence, int]],
+        drawn: Mapping[int, "_Drawn"],
+        num_guessed: int,
+        result: StepResult,
+    ) -> list[tuple[ScheduledSequence, int]]:
+        """Draws a token for each of these sequences, from its row of `logits`, after `num_guessed` right guesses.
+
+        Returns those whose next guess was right as well, with the row after it: there they go on.
+        """
+        indexes = [row for _, row in sampling]
+        # Most steps only generate, and then every row is wanted: no copy.
+        wanted = logits if len(indexes) == len(logits) else logits[indexes]
+        rows = [self._sampler_row(item.sequence, drawn[item.sequence.key].token_ids) for item, _ in sampling]
+        sampled = self._sampler.sample(wanted, rows)
+        right = []
+        for row, (item, index) in enumerate(sampling):
+            if row in sampled.failed:
+                # After a right guess the next step comes to the same point: what was drawn before is delivered first.
+                if not num_guessed:
+                    result.failed[item.sequence.group] = sampled.failed[row]
+                continue
+            drawn[item.sequence.key].add(sampled.token_ids[row], sampled.logprobs[row])
+            if item.guesses[num_guessed : num_guessed + 1] == (sampled.token_ids[row],):
+                right.append((item, index + 1))
+        return right
+
+    def _report(self, advanced: Advanced, logprobs: Sequence[RawLogprobs], result: StepResult) -> None:
         sequence = advanced.sequence
         delta = TokenDelta(
             index=sequence.index,
-            token_ids=(advanced.token_id,),
-            logprobs=None if logprobs is None else (logprobs,),
+            token_ids=advanced.token_ids,
+            logprobs=None if sequence.params.logprobs is None else tuple(logprobs[: len(advanced.token_ids)]),
             prompt_logprobs=self._take_prompt_logprobs(sequence),
             finish_reason=advanced.finish_reason,
             stop_token_id=advanced.stop_token_id,
@@ -174,15 +216,27 @@ class EngineCore:
             self._sequences[sequence.group].remove(sequence)
             if not self._sequences[sequence.group]:
                 del self._sequences[sequence.group]
+        self._announce_unused()
 
-    def _sampler_row(self, sequence: TokenSequence) -> SamplerRow:
+    def _announce_unused(self) -> None:
+        if not self._awaited:
+            return
+        in_use = {id(sequence.adapter) for sequences in self._sequences.values() for sequence in sequences}
+        unused = [call for adapter, call in self._awaited if id(adapter) not in in_use]
+        self._awaited = [(adapter, call) for adapter, call in self._awaited if id(adapter) in in_use]
+        for call in unused:
+            call()
+
+    def _sampler_row(self, sequence: TokenSequence, drawn: Sequence[int]) -> SamplerRow:
+        """`drawn` are the tokens that this step has brought the sequence so far."""
         if sequence.key not in self._sampler_states:
             self._sampler_states[sequence.key] = self._sampler.new_state(sequence.params, sequence.prompt_token_ids)
+        output = [*sequence.output_token_ids, *drawn] if drawn else sequence.output_token_ids
         return SamplerRow(
             params=sequence.params,
             sequence_index=sequence.index,
-            position=len(sequence.output_token_ids),
+            position=len(output),
             prompt_token_ids=sequence.prompt_token_ids,
-            output_token_ids=sequence.output_token_ids,
+            output_token_ids=output,
             state=self._sampler_states[sequence.key],
         )

@@ -10,9 +10,10 @@ from torch import Tensor
 from deployments.config import EngineConfig
 from deployments.engine.native.architecture import Unsupported
 from deployments.engine.native.loading import load_native_runner
+from deployments.engine.protocol import LoadedAdapter
 from deployments.engine.sampling.draw import Draw
 from deployments.engine.scheduler import Batch
-from deployments.engine.sequence import Sequence
+from deployments.engine.sequence import PreparedAdapter, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,12 @@ class ModelRunner(Protocol):
 
     def run(self, batch: Batch) -> Tensor:
         """Computes the batch; returns the logits [sum of num_logits, vocabulary], in the order of the batch."""
+
+    def prepare_adapter(self, adapter: LoadedAdapter) -> PreparedAdapter:
+        """The adapter in the form that `run` finds in a sequence. May be called beside a step, from another thread.
+
+        Raises InvalidAdapter where it does not fit the model.
+        """
 
     def release(self, sequence: Sequence) -> None:
         """Forgets what it keeps for a sequence."""

@@ -1,10 +1,14 @@
 """What an engine promises to the generator node: token ids in, token ids and log-probabilities out, no text."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from deployments.types import FinishReason, GenerateRequest
+import numpy as np
+
+from deployments.types import AdapterRef, FinishReason, GenerateRequest
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,39 @@ class TokenDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class LowRankPair:
+    """What an adapter adds to a linear's output for the input x: (x aᵀ) bᵀ.
+
+    a [rank, in] and b [out, rank], float32, contiguous, finite; the adapter's scale is part of b.
+    """
+
+    a: Array
+    b: Array
+
+    @property
+    def rank(self) -> int:
+        return len(self.a)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedAdapter:
+    """A LoRA adapter, read and checked. `pairs`: by the linear's path within the model, `model.layers.0.mlp.up_proj`;
+    linears that are not named stay as they are."""
+
+    ref: AdapterRef
+    pairs: Mapping[str, LowRankPair]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What the engine holds at this moment."""
+    """What the engine holds at this moment. Of adapters, those that new requests can use."""
 
     num_running: int
     num_waiting: int
     num_free_blocks: int
     num_blocks: int
+    num_adapters: int = 0
+    adapter_bytes: int = 0
 
 
 class Generation(Protocol):
@@ -68,7 +98,20 @@ class Engine(Protocol):
     def submit(self, request: GenerateRequest, *, wants_pieces: bool = True) -> Generation:
         """Queues the request. Without `wants_pieces` the tokens of a sequence come when it has ended.
 
-        Raises InvalidParameter, ContextLengthExceeded, Overloaded, EngineDead.
+        Raises InvalidParameter, ContextLengthExceeded, AdapterNotLoaded, Overloaded, EngineDead.
+        """
+
+    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+        """Makes the adapter usable from the next step on, while others run. Loading a digest again changes nothing.
+
+        Raises InvalidAdapter where it does not fit the model, EngineDead.
+        """
+
+    async def unload_adapter(self, adapter: AdapterRef) -> None:
+        """Refuses new requests for the adapter from now on, and returns when the last that uses it has ended.
+
+        Requests that run end undisturbed. What is not loaded is unloaded already. Loading the same digest meanwhile is
+        a new load. Raises EngineDead when the engine dies while it waits.
         """
 
     def stats(self) -> EngineStats:

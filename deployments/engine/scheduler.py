@@ -7,23 +7,30 @@ prompts, generation and recomputation after a preemption need no separate paths.
 
 from bisect import insort
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 
 from deployments.engine.block_manager import BlockManager
+from deployments.engine.prompt_lookup import PromptLookup
 from deployments.engine.sequence import Sequence
 from deployments.types import FinishReason
+
+# Up to so many tokens a step's time is that of reading the weights, and guesses cost next to nothing.
+_MOST_ROWS_WITH_GUESSES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
     """Tokens start..end of a sequence, to be computed in this step.
 
-    With `samples` they are the last that are known, and the step ends with the next one.
+    With `samples` they are the last that are known, and the step ends with the next one. `guesses` are tokens that may
+    follow them, the last of the range: where they turn out right the step brings several tokens.
     """
 
     sequence: Sequence
     start: int
     end: int
+    guesses: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -31,14 +38,17 @@ class ScheduledSequence:
 
     @property
     def samples(self) -> bool:
-        return self.end == self.sequence.num_tokens
+        return self.end - len(self.guesses) == self.sequence.num_tokens
 
     @property
     def num_logits(self) -> int:
         """For how many of its last positions the model's logits are needed."""
         if self.sequence.wants_prompt_logprobs and self.start < len(self.sequence.prompt_token_ids):
             return self.num_tokens
-        return 1 if self.samples else 0
+        return 1 + len(self.guesses) if self.samples else 0
+
+    def token_ids(self) -> list[int]:
+        return self.sequence.tokens(self.start, self.end - len(self.guesses)) + list(self.guesses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +62,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """What a step did for one sequence: the token it got, and whether that ended it."""
+    """What a step did for one sequence: the tokens it got, and whether the last of them ended it."""
 
     sequence: Sequence
-    token_id: int
+    token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     stop_token_id: int | None
 
@@ -65,6 +75,7 @@ class Scheduler:
 
     When the cache is full, the sequence that came last gives its blocks back and is computed again later: nothing is
     lost, since its tokens are known. Without `chunked_prefill` a sequence's known tokens are computed in one piece.
+    With `lookup`, sequences that generate guess ahead while a step has few tokens.
     """
 
     def __init__(
@@ -74,11 +85,13 @@ class Scheduler:
         max_num_seqs: int,
         max_batched_tokens: int,
         chunked_prefill: bool = True,
+        lookup: PromptLookup | None = None,
     ) -> None:
         self._blocks = block_manager
         self._max_num_seqs = max_num_seqs
         self._max_batched_tokens = max_batched_tokens
         self._chunked_prefill = chunked_prefill
+        self._lookup = lookup
         # Both in the order of arrival, which is that of the keys.
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -102,6 +115,8 @@ class Scheduler:
         for sequence in [*self._running, *self._waiting]:
             if sequence.key in gone:
                 self._release(sequence)
+                if self._lookup is not None:
+                    self._lookup.forget(sequence)
         self._running = [sequence for sequence in self._running if sequence.key not in gone]
         self._waiting = [sequence for sequence in self._waiting if sequence.key not in gone]
 
@@ -141,18 +156,25 @@ class Scheduler:
             insort(self._running, sequence, key=_arrival)
             scheduled[sequence.key] = ScheduledSequence(sequence, sequence.num_computed, end)
             budget -= end - sequence.num_computed
+        if self._lookup is not None:
+            self._guess(self._lookup, scheduled, budget)
         return Batch(tuple(scheduled.values())) if scheduled else None
 
-    def update(self, batch: Batch, token_ids: Mapping[int, int]) -> list[Advanced]:
-        """Records a computed batch and the tokens sampled for it, by the key of the sequence."""
+    def update(self, batch: Batch, token_ids: Mapping[int, ListOf[int]]) -> list[Advanced]:
+        """Records a computed batch and the tokens sampled for it, by the key of the sequence.
+
+        A sequence has one token more than guesses that were right; those after its end do not count.
+        """
         advanced = []
         for item in batch.scheduled:
             sequence = item.sequence
-            self._blocks.commit(sequence, item.end)
-            if sequence.key in token_ids:
-                token_id = token_ids[sequence.key]
-                finish_reason, stop_token_id = sequence.append(token_id)
-                advanced.append(Advanced(sequence, token_id, finish_reason, stop_token_id))
+            sampled = token_ids.get(sequence.key, ())
+            if sampled:
+                advanced.append(_advance(sequence, sampled))
+            # Of the guesses, those that were right are computed, and the token after them is not.
+            self._blocks.commit(sequence, min(item.end, sequence.num_tokens - bool(sampled)))
+            if self._lookup is not None and item.guesses:
+                self._lookup.learn(sequence, len(item.guesses), max(len(sampled) - 1, 0))
         self.remove([item.sequence for item in advanced if item.finish_reason is not None])
         return advanced
 
@@ -163,6 +185,22 @@ class Scheduler:
             return sequence.num_computed + min(wanted, budget)
         # In one piece: a prompt above the budget has a step of its own.
         return sequence.num_tokens if wanted <= budget or is_first else sequence.num_computed
+
+    def _guess(self, lookup: PromptLookup, scheduled: dict[int, ScheduledSequence], budget: int) -> None:
+        """Lets the sequences of a small batch guess ahead, as far as budget and cache have room that nobody wants."""
+        budget = min(budget, _MOST_ROWS_WITH_GUESSES - sum(item.num_tokens for item in scheduled.values()))
+        for num_before, (key, item) in enumerate(list(scheduled.items())):
+            sequence = item.sequence
+            # Their tokens, and the one after them, must be wanted and fit.
+            wanted = sequence.params.max_tokens - len(sequence.output_token_ids)
+            room = sequence.context_length - sequence.num_tokens
+            most = min(budget // (len(scheduled) - num_before), wanted - 1, room - 1)
+            if most < 1 or not item.samples or item.num_logits > 1:
+                continue
+            guesses = lookup.guess(sequence, most)
+            if guesses and self._blocks.extend(sequence, item.end + len(guesses)):
+                scheduled[key] = ScheduledSequence(sequence, item.start, item.end + len(guesses), tuple(guesses))
+                budget -= len(guesses)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> list[Sequence]:
         """Finds blocks for the sequence, if need be by preempting those that came last, itself at the end; they are
@@ -188,6 +226,17 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self._blocks.release(sequence)
         self._released.append(sequence)
+
+
+def _advance(sequence: Sequence, sampled: ListOf[int]) -> Advanced:
+    finish_reason = stop_token_id = None
+    num_taken = 0
+    for token_id in sampled:
+        num_taken += 1
+        finish_reason, stop_token_id = sequence.append(token_id)
+        if finish_reason is not None:
+            break
+    return Advanced(sequence, tuple(sampled[:num_taken]), finish_reason, stop_token_id)
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -1,8 +1,20 @@
 """One sequence of tokens on its way through the engine. Pure bookkeeping: no torch, no clock."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from deployments.types import FinishReason, SamplingParams
+from deployments.types import AdapterRef, FinishReason, SamplingParams
+
+
+class PreparedAdapter(Protocol):
+    """An adapter in the form its model runner computes with. A sequence holds what it uses, so unloading an adapter
+    takes nothing away from the sequences that run."""
+
+    @property
+    def ref(self) -> AdapterRef: ...
+
+    @property
+    def num_bytes(self) -> int: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -14,7 +26,7 @@ class Sequence:
     num_computed: how many tokens, from the first, have their keys and values in the cache; 0 after a preemption.
     block_table: the cache blocks that hold them. num_cached: prompt tokens found in the
     cache when the sequence was first admitted; None before that. wants_prompt_logprobs: the logits of all prompt
-    positions are needed, so none of them may come from the cache.
+    positions are needed, so none of them may come from the cache. adapter: what changes the model for this sequence.
     """
 
     key: int
@@ -30,6 +42,7 @@ class Sequence:
     num_cached: int | None = None
     block_table: list[int] = field(default_factory=list)
     wants_prompt_logprobs: bool = False
+    adapter: PreparedAdapter | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -5,6 +5,7 @@ alone, so that none of them needs a lock.
 """
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import threading
@@ -16,12 +17,14 @@ from deployments.config import EngineConfig
 from deployments.engine.core import EngineCore, StepResult
 from deployments.engine.delivery import Delivery
 from deployments.engine.generation import QueuedGeneration
+from deployments.engine.loaded_adapters import LoadedAdapters
 from deployments.engine.model_runner import ModelRunner
-from deployments.engine.protocol import EngineStats, Generation
+from deployments.engine.protocol import EngineStats, Generation, LoadedAdapter
 from deployments.engine.sampler import Sampler
+from deployments.engine.sequence import PreparedAdapter
 from deployments.engine.sequence import Sequence as TokenSequence
 from deployments.errors import ContextLengthExceeded, EngineDead, InvalidParameter, Overloaded
-from deployments.types import GenerateRequest, SamplingParams
+from deployments.types import AdapterRef, GenerateRequest, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class TorchEngine:
         self._eos_token_ids = eos_token_ids
         self._load = load
         self._vocab_size = 0
+        self._runner: ModelRunner | None = None
+        self._adapters = LoadedAdapters()
         self._keys = itertools.count()
         self._generations: dict[int, QueuedGeneration] = {}
         self._delivery = Delivery(config.stream_interval_s, clock)
@@ -72,6 +77,7 @@ class TorchEngine:
                 f"of {self._context_length}: raise kv_cache_bytes, or set context_length"
             )
         self._vocab_size = runner.vocab_size
+        self._runner = runner
         core = EngineCore(
             runner, Sampler(runner.vocab_size, self._eos_token_ids, runner.device, draw=runner.draw), self._config
         )
@@ -82,8 +88,9 @@ class TorchEngine:
         check_token_ids(request, self._vocab_size)
         self._refuse_what_cannot_fit(request)
         group = next(self._keys)
+        adapter = None if request.adapter is None else self._adapters.get(request.adapter)
         sequences = [
-            self._sequence(request, group, index)
+            self._sequence(request, group, index, adapter)
             for index in range(request.num_sequences)
             if index not in request.complete
         ]
@@ -103,7 +110,26 @@ class TorchEngine:
         return generation
 
     def stats(self) -> EngineStats:
-        return self._stats
+        num_adapters, adapter_bytes = self._adapters.totals()
+        return dataclasses.replace(self._stats, num_adapters=num_adapters, adapter_bytes=adapter_bytes)
+
+    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+        """Prepares it beside the step thread; the sequences of later requests carry it into their steps."""
+        runner = self._runner
+        if self._dead is not None or runner is None:
+            raise EngineDead(self._dead)
+        if adapter.ref not in self._adapters:
+            self._adapters.add(await asyncio.to_thread(runner.prepare_adapter, adapter))
+
+    async def unload_adapter(self, adapter: AdapterRef) -> None:
+        unused = self._adapters.take(adapter)
+        if unused is None:
+            return
+        try:
+            self._command(lambda core: core.when_unused(unused.prepared, unused.settle))
+            await unused.wait()
+        finally:
+            self._adapters.forget(unused)
 
     async def check_health(self) -> None:
         if self._dead is not None:
@@ -116,7 +142,9 @@ class TorchEngine:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
-    def _sequence(self, request: GenerateRequest, group: int, index: int) -> TokenSequence:
+    def _sequence(
+        self, request: GenerateRequest, group: int, index: int, adapter: PreparedAdapter | None
+    ) -> TokenSequence:
         return TokenSequence(
             key=next(self._keys),
             group=group,
@@ -128,6 +156,7 @@ class TorchEngine:
             cache_salt=request.cache_salt,
             output_token_ids=list(request.generated[index]) if request.generated else [],
             wants_prompt_logprobs=index == 0 and request.sampling.prompt_logprobs is not None,
+            adapter=adapter,
         )
 
     def _forget(self, group: int) -> None:
@@ -173,9 +202,11 @@ class TorchEngine:
             with self._changed:
                 self._dead = reason
                 generations = list(self._generations.values())
+                self._runner = None
             for generation in generations:
                 self._delivery.fail(generation, EngineDead(reason))
             self._delivery.send()
+            self._adapters.close(EngineDead(reason))
 
     def _obey(self, core: EngineCore) -> bool:
         """Carries out all commands; waits while there is nothing to compute. False when the engine shall stop."""

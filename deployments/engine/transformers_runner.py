@@ -17,7 +17,9 @@ from torch import Tensor
 from deployments.config import EngineConfig
 from deployments.engine import attention
 from deployments.engine.attention import PagedBatch, PagedCache, Segment
+from deployments.engine.lora.torch_adapters import TorchAdapter, TorchAdapters
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.protocol import LoadedAdapter
 from deployments.engine.sampling.draw import Draw, TorchDraw
 from deployments.engine.scheduler import Batch, ScheduledSequence
 from deployments.engine.sequence import Sequence
@@ -70,6 +72,7 @@ class PagedRunner:
         self.draw: Draw = TorchDraw(self.vocab_size, self.device)
         self.num_blocks = config.kv_cache_bytes // (bytes_per_token * config.block_size)
         self._cache = PagedCache(self.num_blocks * config.block_size)
+        self._adapters = TorchAdapters(model)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
@@ -82,11 +85,15 @@ class PagedRunner:
             slots = self._slots(item)
             segments.append(Segment(len(token_ids), len(token_ids) + item.num_tokens, slots))
             write_slots.append(slots[item.start :])
-            token_ids += item.sequence.tokens(item.start, item.end)
+            token_ids += item.token_ids()
             positions += range(item.start, item.end)
             logit_rows += range(len(token_ids) - item.num_logits, len(token_ids))
         paged = PagedBatch(self._cache, torch.cat(write_slots), segments)
-        return paged_forward(self._model, token_ids, positions, paged, logit_rows)
+        with self._adapters.applied(batch.scheduled):
+            return paged_forward(self._model, token_ids, positions, paged, logit_rows)
+
+    def prepare_adapter(self, adapter: LoadedAdapter) -> TorchAdapter:
+        return self._adapters.prepare(adapter)
 
     def release(self, sequence: Sequence) -> None:
         """Nothing to do: the blocks of the cache are the block manager's."""
@@ -111,19 +118,24 @@ class PerSequenceRunner:
         self.draw: Draw = TorchDraw(self.vocab_size, self.device)
         self.num_blocks = config.kv_cache_bytes // (_estimated_bytes_per_token(model) * config.block_size)
         self._caches: dict[int, Any] = {}
+        self._adapters = TorchAdapters(model)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         logits = []
         for item in batch.scheduled:
-            output = self._model(
-                input_ids=torch.tensor([item.sequence.tokens(item.start, item.end)], device=self.device),
-                use_cache=True,
-                **self._caches.get(item.sequence.key, {}),
-            )
+            with self._adapters.applied([item]):
+                output = self._model(
+                    input_ids=torch.tensor([item.token_ids()], device=self.device),
+                    use_cache=True,
+                    **self._caches.get(item.sequence.key, {}),
+                )
             self._caches[item.sequence.key] = _cache_arguments(output)
             logits.append(output.logits[0, item.num_tokens - item.num_logits :])
         return torch.cat(logits)
+
+    def prepare_adapter(self, adapter: LoadedAdapter) -> TorchAdapter:
+        return self._adapters.prepare(adapter)
 
     def release(self, sequence: Sequence) -> None:
         self._caches.pop(sequence.key, None)

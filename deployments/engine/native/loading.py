@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deployments.engine.native.native_runner import NativeRunner
 
 WEIGHTS_NAME = "int8.safetensors"
-FORMAT = "tritext-int8-1"
+FORMAT = "tritext-int8-2"
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from deployments.config import EngineConfig
 from deployments.engine.native.architecture import Architecture
+from deployments.engine.native.native_adapter import NativeAdapter, prepare_adapter
 from deployments.engine.native.native_draw import NativeDraw
 from deployments.engine.native.weight_file import Array, map_weights
+from deployments.engine.protocol import LoadedAdapter
 from deployments.engine.sampling.draw import Draw
 from deployments.engine.scheduler import Batch
 from deployments.engine.sequence import Sequence
@@ -32,7 +34,8 @@ class _Shape(ctypes.Structure):
     )
 
 
-_LAYER_TENSORS = ("attention_norm", "qkv", "qkv_bias", "output", "mlp_norm", "gate_up", "down")
+_FACTORS = ("values_factor", "up_factor")
+_LAYER_TENSORS = ("attention_norm", "qkv", "qkv_bias", "output", "mlp_norm", "gate_up", "down", *_FACTORS)
 
 
 class _LayerWeights(ctypes.Structure):
@@ -47,7 +50,7 @@ class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("rows", "sequences", "logit_rows")),
         *((name, ctypes.c_void_p) for name in ("tokens", "positions", "starts", "tables", "table_starts", "logits_of")),
-        *((name, ctypes.c_void_p) for name in ("cache", "logits")),
+        *((name, ctypes.c_void_p) for name in ("adapters", "cache", "logits")),
     )
 
 
@@ -88,7 +91,7 @@ class NativeRunner:
         logits_of: list[int] = []
         starts = [0]
         for item in batch.scheduled:
-            tokens += item.sequence.tokens(item.start, item.end)
+            tokens += item.token_ids()
             positions += range(item.start, item.end)
             table_starts.append(len(tables))
             tables += item.sequence.block_table
@@ -109,12 +112,24 @@ class NativeRunner:
         # Kept until the call is over: the step holds addresses only.
         arrays = [np.array(part, np.int32) for part in (tokens, positions, starts, tables, table_starts, logits_of)]
         addresses = (array.ctypes.data for array in arrays)
+        adapters = _adapters(batch)
+        num_adapted = sum(address is not None for address in adapters)
         step = _Step(
-            len(tokens), len(batch.scheduled), len(logits_of), *addresses, self._cache.ctypes.data, logits.data_ptr()
+            len(tokens),
+            len(batch.scheduled),
+            len(logits_of),
+            *addresses,
+            ctypes.addressof(adapters) if num_adapted else None,
+            self._cache.ctypes.data,
+            logits.data_ptr(),
         )
         if self._kernels.tritext_run(self._model, ctypes.byref(step)):
             raise MemoryError("no memory for the activations of a step")
         return logits
+
+    def prepare_adapter(self, adapter: LoadedAdapter) -> NativeAdapter:
+        """Raises InvalidAdapter where it does not fit the model."""
+        return prepare_adapter(adapter, self._architecture, self._weights)
 
     def release(self, sequence: Sequence) -> None:
         """Nothing to do: the blocks of the cache are the block manager's."""
@@ -144,6 +159,17 @@ class NativeRunner:
         if not model:
             raise MemoryError("no memory for the model")
         return model
+
+
+def _adapters(batch: Batch) -> ctypes.Array[ctypes.c_void_p]:
+    """The address of each sequence's adapter, or null. The sequences keep what is there alive."""
+    addresses = []
+    for item in batch.scheduled:
+        adapter = item.sequence.adapter
+        if adapter is not None and not isinstance(adapter, NativeAdapter):
+            raise TypeError("an adapter was prepared by another runner")
+        addresses.append(None if adapter is None else adapter.address)
+    return (ctypes.c_void_p * len(addresses))(*addresses)
 
 
 def _address(array: Array | None) -> int | None:

@@ -2,7 +2,7 @@
 
 Smoothing (SmoothQuant, https://arxiv.org/abs/2211.10438, strength 0.5) moves the large channels of the activations into
 the weights that they meet: into norms, and into the values and up projections before the other two linears. Nothing
-is left to do at run time.
+is left to do at run time. The factors are kept for adapters, whose weights meet the same activations.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,8 @@ def quantize(
         largest: dict[str, Tensor] = {}
         linear = _observed(plain_linear(weights), largest)
         hidden = [run_layer(architecture, weights, x, linear) for x in hidden]
-        for name, tensor in _quantized_layer(_smoothed(architecture, weights, largest)).items():
+        smoothed, factors = _smoothed(architecture, weights, largest)
+        for name, tensor in (_quantized_layer(smoothed) | _vectors(factors)).items():
             tensors[f"layers.{index}.{name}"] = tensor
     norm, head = checkpoint.norm(), checkpoint.head()
     normed = torch.cat([rms_norm(x, norm, architecture.epsilon) for x in hidden])
@@ -68,8 +69,15 @@ def _smoothing(largest: Tensor, weight: Tensor) -> Tensor:
     return factor.clamp(min=1e-3, max=1e3)
 
 
-def _smoothed(architecture: Architecture, weights: dict[str, Tensor], largest: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The layer's weights, equivalent in exact arithmetic, with smoother activations between them."""
+def _smoothed(
+    architecture: Architecture, weights: dict[str, Tensor], largest: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The layer's weights, equivalent in exact arithmetic, with smoother activations between them.
+
+    And what an adapter's weights are to be multiplied with for them: those that read a linear's input, by
+    `<linear>_smoothing`, and those that add to values and up, by `values_factor` and `up_factor`.
+    """
+    factors: dict[str, Tensor] = {}
     layer = {name: tensor.clone() for name, tensor in weights.items()}
     # The heads that share a value share its factor.
     of_values = (architecture.num_kv_heads, architecture.num_heads // architecture.num_kv_heads, architecture.head_dim)
@@ -80,16 +88,19 @@ def _smoothed(architecture: Architecture, weights: dict[str, Tensor], largest: d
     layer["qkv"][values] /= factor[:, None]
     if "qkv_bias" in layer:
         layer["qkv_bias"][values] /= factor
-    layer["output"] *= factor.view(of_values[0], 1, of_values[2]).expand(of_values).flatten()
+    factors["output_smoothing"] = factor.view(of_values[0], 1, of_values[2]).expand(of_values).flatten()
+    factors["values_factor"] = 1 / factor
+    layer["output"] *= factors["output_smoothing"]
 
-    factor = _smoothing(largest["down"], layer["down"])
+    factor = factors["down_smoothing"] = _smoothing(largest["down"], layer["down"])
+    factors["up_factor"] = 1 / factor
     layer["gate_up"][architecture.intermediate_size :] /= factor[:, None]
     layer["down"] *= factor
     for norm, linear in (("attention_norm", "qkv"), ("mlp_norm", "gate_up")):
-        factor = _smoothing(largest[linear], layer[linear])
+        factor = factors[f"{linear}_smoothing"] = _smoothing(largest[linear], layer[linear])
         layer[norm] /= factor
         layer[linear] *= factor
-    return layer
+    return layer, factors
 
 
 def _quantized_layer(layer: dict[str, Tensor]) -> dict[str, Array]:
@@ -105,6 +116,10 @@ def _quantized_layer(layer: dict[str, Tensor]) -> dict[str, Array]:
     if "qkv_bias" in layer:
         packed["qkv_bias"] = _vector(layer["qkv_bias"], _LINE_FLOATS)
     return packed
+
+
+def _vectors(tensors: dict[str, Tensor]) -> dict[str, Array]:
+    return {name: _vector(tensor, _LINE_FLOATS) for name, tensor in tensors.items()}
 
 
 def _vector(tensor: Tensor, multiple: int) -> Array:

@@ -1,21 +1,39 @@
 """A model runner whose "model" reads the tokens it was given back from the cache: wrong paging gives wrong tokens."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from deployments.engine.protocol import LoadedAdapter
 from deployments.engine.sampling.draw import TorchDraw
 from deployments.engine.scheduler import Batch
+from deployments.engine.sequence import PreparedAdapter
 from deployments.engine.sequence import Sequence as TokenSequence
+from deployments.errors import InvalidAdapter
+from deployments.types import AdapterRef
 
 
 def next_token(token_ids: Sequence[int], vocab_size: int) -> int:
-    """What the fake model says comes after these tokens: any function of all of them will do."""
+    """What the fake model says comes after these tokens: any function of them will do."""
     value = 17
     for token_id in token_ids:
         value = (value * 1_000_003 + token_id + 1) % 2_147_483_647
     return value % vocab_size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FakeAdapter:
+    """Implements PreparedAdapter."""
+
+    ref: AdapterRef
+    num_bytes: int = 1000
+
+
+def seen_as(token_id: int, adapter: PreparedAdapter | None) -> int:
+    """What the fake model keeps of a token: with another adapter something else, as its keys and values would be."""
+    return token_id if adapter is None else token_id + 1000 * sum(adapter.ref.digest.encode())
 
 
 class PagedFakeRunner:
@@ -34,6 +52,13 @@ class PagedFakeRunner:
         self.batches: list[Batch] = []
         self.fail_next = False
         self.answer_nan_for: set[int] = set()
+        # Looking at few tokens only, it soon repeats itself.
+        self.num_seen: int | None = None
+
+    def prepare_adapter(self, adapter: LoadedAdapter) -> "FakeAdapter":
+        if not adapter.pairs:
+            raise InvalidAdapter("the fake wants an adapter that changes something")
+        return FakeAdapter(adapter.ref)
 
     def run(self, batch: Batch) -> Tensor:
         self.batches.append(batch)
@@ -42,12 +67,12 @@ class PagedFakeRunner:
             raise RuntimeError("out of memory")
         rows = []
         for item in batch.scheduled:
-            for position, token_id in enumerate(item.sequence.tokens(item.start, item.end), start=item.start):
-                self._slots[self._slot(item.sequence, position)] = token_id
+            for position, token_id in enumerate(item.token_ids(), start=item.start):
+                self._slots[self._slot(item.sequence, position)] = seen_as(token_id, item.sequence.adapter)
             for end in range(item.end - item.num_logits + 1, item.end + 1):
                 seen = [self._slots[self._slot(item.sequence, position)] for position in range(end)]
                 row = torch.zeros(self.vocab_size)
-                row[next_token(seen, self.vocab_size)] = 20.0
+                row[next_token(seen[-self.num_seen :] if self.num_seen else seen, self.vocab_size)] = 20.0
                 rows.append(row * torch.nan if item.sequence.group in self.answer_nan_for else row)
         return torch.stack(rows) if rows else torch.zeros((0, self.vocab_size))
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from deployments.engine.block_manager import BlockManager
+from deployments.engine.scheduler import ScheduledSequence
 from deployments.engine.sequence import Sequence
 
 # Everything that the keys and values of a position depend on: whose they are, and all tokens up to it.
@@ -18,17 +19,19 @@ class ShadowCache:
         self._slots: list[Content | None] = [None] * (manager.num_blocks * manager.block_size)
         self._meanings: dict[bytes, Content] = {}
 
-    def write(self, sequence: Sequence, start: int, end: int, alive: Iterable[Sequence]) -> None:
-        """The model computes the positions start..end: it reads all before them and writes these."""
-        assert end <= len(sequence.block_table) * self._manager.block_size
+    def write(self, item: ScheduledSequence, alive: Iterable[Sequence]) -> None:
+        """The model computes the positions of `item`, guesses among them: it reads all before them and writes these."""
+        sequence = item.sequence
+        tokens = (*sequence.tokens(0, item.start), *item.token_ids())
+        assert len(tokens) == item.end <= len(sequence.block_table) * self._manager.block_size
         holders = Counter(block for other in alive for block in other.block_table)
-        for position in range(end):
+        for position in range(item.end):
             slot = self._slot(sequence, position)
-            if position < start:
+            if position < item.start:
                 assert self._slots[slot] == content(sequence, position), "computed from what others left"
             else:
                 assert holders[slot // self._manager.block_size] == 1, "two sequences share a writable block"
-                self._slots[slot] = content(sequence, position)
+                self._slots[slot] = sequence.cache_salt, tokens[: position + 1]
 
     def check(self, alive: Iterable[Sequence]) -> None:
         """`alive`: all sequences that are not released for good, those that hold nothing among them."""

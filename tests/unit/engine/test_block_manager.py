@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from deployments.engine.block_manager import BlockManager
+from deployments.engine.scheduler import ScheduledSequence
 from deployments.engine.sequence import Sequence
 from deployments.types import SamplingParams
 from tests.unit.engine.shadow_cache import ShadowCache
@@ -62,7 +63,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
             assert sequence.block_table == held
             return
         assert sequence.block_table[: len(held)] == held
-        self.shadow.write(sequence, sequence.num_computed, end, self.alive.values())
+        self.shadow.write(ScheduledSequence(sequence, sequence.num_computed, end), self.alive.values())
         self.manager.commit(sequence, end)
 
     @rule(sequence=sequences, token_id=TOKENS)

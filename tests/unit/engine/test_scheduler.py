@@ -1,5 +1,6 @@
 """Scheduler and block manager together under any arrivals, ends and cache sizes, with rules that hold at each step."""
 
+from collections.abc import Callable
 from itertools import count
 
 from hypothesis import settings
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from deployments.engine.block_manager import BlockManager
-from deployments.engine.scheduler import Batch, Scheduler
+from deployments.engine.prompt_lookup import PromptLookup
+from deployments.engine.scheduler import Batch, ScheduledSequence, Scheduler
 from deployments.engine.sequence import Sequence
 from deployments.types import SamplingParams
 from tests.unit.engine.shadow_cache import ShadowCache
@@ -16,8 +18,21 @@ CONTEXT_LENGTH = 24
 TOKENS = st.integers(0, 1)
 
 
+def sampled_tokens(item: ScheduledSequence) -> st.SearchStrategy[list[int]]:
+    """What a sampler may answer: after some guesses that were right another token, or one more after all of them."""
+
+    def after(num_right: int) -> st.SearchStrategy[list[int]]:
+        right = list(item.guesses[:num_right])
+        if num_right == len(item.guesses):
+            return TOKENS.map(lambda token_id: [*right, token_id])
+        return st.just([*right, 1 - item.guesses[num_right]])
+
+    return st.integers(0, len(item.guesses)).flatmap(after)
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Requests arrive and are cancelled between steps; a step's "model" writes the shadow, its "sampler" says anything.
+    Few different tokens make guesses frequent.
 
     The cache holds one whole context at least, as `TorchEngine` makes sure, and often not much more.
     """
@@ -29,6 +44,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_batched_tokens=st.integers(1, 12),
         chunked=st.booleans(),
         reuse=st.booleans(),
+        guess=st.booleans(),
     )
     def start(
         self,
@@ -38,6 +54,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_batched_tokens: int,
         chunked: bool,
         reuse: bool,
+        guess: bool,
     ) -> None:
         num_blocks = -(-CONTEXT_LENGTH // block_size) + spare_blocks
         # What computes a sequence in one piece finds nothing in a cache either.
@@ -47,6 +64,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             max_batched_tokens=max_batched_tokens,
             chunked_prefill=chunked,
+            lookup=PromptLookup() if guess and chunked else None,
         )
         self.max_num_seqs, self.max_batched_tokens, self.chunked = max_num_seqs, max_batched_tokens, chunked
         self.shadow = ShadowCache(self.blocks)
@@ -94,7 +112,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
-        self._step(lambda: data.draw(TOKENS))
+        self._step(lambda item: data.draw(sampled_tokens(item)))
 
     @precondition(lambda self: self.alive)
     @rule()
@@ -117,27 +135,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         bound = sum(len(s.prompt_token_ids) + s.params.max_tokens for s in self.alive.values())
         for _ in range(bound):
             if self.alive:
-                self._step(lambda: 0)
+                self._step(lambda _: [0])
                 self.everything_is_accounted_for()
         assert not self.alive
         assert self.scheduler.schedule() is None
         assert self.blocks.num_free == self.blocks.num_blocks
 
-    def _step(self, draw_token) -> None:
+    def _step(self, sample: Callable[[ScheduledSequence], list[int]]) -> None:
         batch = self._schedule()
         tokens = {}
         for item in batch.scheduled:
-            self.shadow.write(item.sequence, item.start, item.end, self.alive.values())
+            self.shadow.write(item, self.alive.values())
             self.with_cache.add(item.sequence.key)
-            if item.end == item.sequence.num_tokens:
-                tokens[item.sequence.key] = draw_token()
+            if item.samples:
+                tokens[item.sequence.key] = sample(item)
                 item.sequence.wants_prompt_logprobs = False
         before = {key: list(self.alive[key].output_token_ids) for key in tokens}
         advanced = self.scheduler.update(batch, tokens)
         assert {item.sequence.key for item in advanced} == set(tokens)
         for item in advanced:
             key = item.sequence.key
-            assert item.sequence.output_token_ids == [*before[key], tokens[key]]
+            assert item.sequence.output_token_ids == [*before[key], *tokens[key]]
             if item.finish_reason is not None:
                 del self.alive[key]
         self._follow_releases()
@@ -158,8 +176,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert set(keys) <= running <= set(self.alive)
         assert batch.num_tokens <= self.max_batched_tokens or (not self.chunked and len(keys) == 1)
         for item in batch.scheduled:
-            assert item.start == item.sequence.num_computed < item.end <= item.sequence.num_tokens
-            assert self.chunked or item.end == item.sequence.num_tokens
+            sequence, num_guesses = item.sequence, len(item.guesses)
+            assert item.start == sequence.num_computed < item.end - num_guesses <= sequence.num_tokens
+            assert self.chunked or item.end == sequence.num_tokens
+            if num_guesses:
+                assert item.samples
+                assert len(sequence.output_token_ids) + num_guesses < sequence.params.max_tokens
+                assert sequence.num_tokens + num_guesses < sequence.context_length
 
     def _check_order(self, waited: list[Sequence]) -> None:
         """First come, first served: nobody is overtaken but those who wait for a sibling's prompt."""

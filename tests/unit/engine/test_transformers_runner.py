@@ -12,7 +12,9 @@ from torch import Tensor
 
 from deployments.config import EngineConfig
 from deployments.engine.block_manager import BlockManager
+from deployments.engine.core import EngineCore
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.sampler import Sampler
 from deployments.engine.scheduler import Batch, ScheduledSequence
 from deployments.engine.sequence import Sequence
 from deployments.engine.transformers_runner import PagedRunner, PerSequenceRunner, load_transformers_runner
@@ -122,6 +124,32 @@ def test_paged_logits_are_those_of_a_plain_pass_however_cut_and_batched(load: An
     for sequence in sequences:
         expected = plain_logits(model, list(sequence.prompt_token_ids))
         torch.testing.assert_close(torch.cat(found[sequence.key]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", [*PAGED, *PER_SEQUENCE])
+def test_guessing_ahead_gives_the_same_tokens(load: Any, architecture: str) -> None:
+    """In fewer steps on a paged cache; a runner that cannot take a guess back gets none."""
+    runner, _ = load(architecture)
+
+    def generate(speculation: str | None) -> tuple[list[list[int]], int]:
+        config = EngineConfig(block_size=BLOCK_SIZE, speculation=speculation)
+        core = EngineCore(runner, Sampler(384, frozenset(), runner.device), config)
+        sequences = [make_sequence(random_token_ids(random.Random(length), length)) for length in (5, 30)]
+        for group, sequence in enumerate(sequences):
+            sequence.group = group
+            sequence.params = SamplingParams(max_tokens=60, temperature=0.0)
+            core.add(group, [sequence])
+        num_steps = 0
+        while core.has_work:
+            assert not core.step().failed
+            num_steps += 1
+        return [sequence.output_token_ids for sequence in sequences], num_steps
+
+    plain, num_plain_steps = generate(None)
+    guessed, num_steps = generate("prompt_lookup")
+    assert guessed == plain
+    assert num_plain_steps == 60
+    assert num_steps == 60 if architecture in PER_SEQUENCE else num_steps <= 60
 
 
 def test_cache_stays_within_its_bytes(load: Any) -> None:

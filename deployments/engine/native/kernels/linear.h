@@ -112,9 +112,10 @@ void multiply_tile(const Activations& x, int row, const uint8_t* block, const ui
 enum class Then { store, add, gate };
 
 // A thread's blocks of columns of `rows` rows of x times the weights, into out [rows][stride]. next: the block of
-// weights that the thread reads after these.
+// weights that the thread reads after these. added: for Then::gate, what adapters add, [n] to gate and [n] to up of each
+// row; null for rows without an adapter, or for all.
 inline void multiply(const Linear& linear, const Activations& x, int rows, Range blocks, Then then, float* out,
-                     size_t stride, const uint8_t* next) {
+                     size_t stride, const uint8_t* next, const float* const* added = nullptr) {
     alignas(64) float y[TILE_ROWS][COLUMNS], gate[TILE_ROWS][COLUMNS];
     if (rows == 0) return;
     const bool gated = then == Then::gate;
@@ -143,7 +144,15 @@ inline void multiply(const Linear& linear, const Activations& x, int rows, Range
                     float* to = out + size_t(row + r) * stride + b * COLUMNS + j;
                     __m512 v = _mm512_load_ps(y[r] + j);
                     if (then == Then::add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, to));
-                    if (then == Then::gate) v = _mm512_mul_ps(silu(_mm512_load_ps(gate[r] + j)), v);
+                    if (then == Then::gate) {
+                        __m512 g = _mm512_load_ps(gate[r] + j);
+                        if (added && added[row + r]) {
+                            const float* more = added[row + r] + b * COLUMNS + j;
+                            g = _mm512_add_ps(g, _mm512_maskz_loadu_ps(mask, more));
+                            v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, more + linear.n));
+                        }
+                        v = _mm512_mul_ps(silu(g), v);
+                    }
                     _mm512_mask_storeu_ps(to, mask, v);
                 }
             }

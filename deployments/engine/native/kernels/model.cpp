@@ -14,6 +14,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "lora.h"
 #include "team.h"
 #include "vectors.h"
 
@@ -35,6 +36,7 @@ struct LayerWeights {
     const float* mlp_norm;
     const uint8_t* gate_up;  // hidden -> intermediate, twice: gate and up blocks in turn
     const uint8_t* down;     // intermediate -> hidden
+    const float *values_factor, *up_factor;  // smoothing by column, for what adapters add to values and up
 };
 
 struct Step {
@@ -45,6 +47,7 @@ struct Step {
     const int32_t* tables;        // the blocks of all sequences, one after the other
     const int32_t* table_starts;  // [sequences]: where in `tables`
     const int32_t* logits_of;     // [logit_rows]: rows whose logits are wanted
+    const LowRank* const* adapters;  // [sequences]: [layers][LORA_TARGETS] of each, or null; null if nobody has one
     half* cache;                  // [blocks][block_size / PAGE][layers][kv_heads] of keys and values
     float* logits;                // [logit_rows][vocabulary]
 };
@@ -118,6 +121,8 @@ class Model {
         values_ = bytes_.reserve(rows * widest);
         scales_ = buffers_[5].reserve(rows * (widest / GROUP));
         offsets_ = integers_.reserve(rows * (widest / GROUP));
+        added_.assign(step.adapters ? rows : 0, nullptr);
+        if (step.adapters) additions_.reserve(rows * 2 * shape_.intermediate);
         scratch_floats_ = round_up(
             TILE_QUERIES * (shape_.head_dim + round_up(longest, PAGE) + LANES) + LANES + hidden_, LANES);
         scratch_.reserve(scratch_floats_ * shape_.threads);
@@ -153,7 +158,10 @@ class Model {
         multiply(qkv(index), of_hidden, count, blocks(qkv(index), thread), Then::store, projected_, qkv_,
                  first_block(output(index), thread));
         team_.barrier();
-        for (int row = rows.begin; row < rows.end; ++row) turn_and_keep(step, index, chunk.begin + row, row);
+        for (int row = rows.begin; row < rows.end; ++row) {
+            adapt_qkv(step, index, chunk.begin + row, row, of_hidden);
+            turn_and_keep(step, index, chunk.begin + row, row);
+        }
         team_.barrier();
         // The longest first: they come last in a prompt.
         const int work = int(chunk.tiles.size()) * shape_.kv_heads;
@@ -161,18 +169,25 @@ class Model {
             attend_tile(step, index, chunk, chunk.tiles[(work - 1 - unit) / shape_.kv_heads], unit % shape_.kv_heads,
                         scratch(thread));
         team_.barrier();
-        for (int row = rows.begin; row < rows.end; ++row) of_attended.quantize(row, mixed_ + size_t(row) * attended_);
+        for (int row = rows.begin; row < rows.end; ++row) {
+            of_attended.quantize(row, mixed_ + size_t(row) * attended_);
+            adapt_residual(step, index, chunk.begin + row, row, LORA_OUTPUT, of_attended);
+        }
         team_.barrier();
         multiply(output(index), of_attended, count, blocks(output(index), thread), Then::add, x, hidden_,
                  first_block(gate_up(index), thread));
         team_.barrier();
         for (int row = rows.begin; row < rows.end; ++row)
             normalize(chunk.begin + row, layer.mlp_norm, of_hidden, row, scratch(thread));
+        for (int row = rows.begin; row < rows.end; ++row) adapt_gate_up(step, index, chunk.begin + row, row, of_hidden);
         team_.barrier();
         multiply(gate_up(index), of_hidden, count, blocks(gate_up(index), thread), Then::gate, gated_, intermediate_,
-                 first_block(down(index), thread));
+                 first_block(down(index), thread), step.adapters ? added_.data() : nullptr);
         team_.barrier();
-        for (int row = rows.begin; row < rows.end; ++row) of_gated.quantize(row, gated_ + size_t(row) * intermediate_);
+        for (int row = rows.begin; row < rows.end; ++row) {
+            of_gated.quantize(row, gated_ + size_t(row) * intermediate_);
+            adapt_residual(step, index, chunk.begin + row, row, LORA_DOWN, of_gated);
+        }
         team_.barrier();
         multiply(down(index), of_gated, count, blocks(down(index), thread), Then::add, x, hidden_,
                  first_block(index + 1 < shape_.layers ? qkv(index + 1) : head_, thread));
@@ -259,6 +274,43 @@ class Model {
         }
     }
 
+    // The pairs of a row's adapter at a layer, by target; null if its sequence has none.
+    const LowRank* pairs(const Step& step, int layer, int row) const {
+        const LowRank* adapter = step.adapters ? step.adapters[owners_[row]] : nullptr;
+        return adapter ? adapter + size_t(layer) * LORA_TARGETS : nullptr;
+    }
+
+    void adapt_qkv(const Step& step, int layer, int row, int row_in_chunk, const Activations& x) {
+        const LowRank* of_row = pairs(step, layer, row);
+        if (!of_row) return;
+        float* projected = projected_ + size_t(row_in_chunk) * qkv_;
+        const int queries = shape_.heads * shape_.head_dim, keys = shape_.kv_heads * shape_.head_dim;
+        adapt(of_row[LORA_Q], x, row_in_chunk, queries, projected);
+        adapt(of_row[LORA_K], x, row_in_chunk, keys, projected + queries);
+        adapt(of_row[LORA_V], x, row_in_chunk, keys, projected + queries + keys, layers_[layer].values_factor);
+    }
+
+    // For the linears whose result is added to the row of x_: that of the adapter before it.
+    void adapt_residual(const Step& step, int layer, int row, int row_in_chunk, Target target, const Activations& x) {
+        if (const LowRank* of_row = pairs(step, layer, row))
+            adapt(of_row[target], x, row_in_chunk, shape_.hidden, x_ + size_t(row) * hidden_);
+    }
+
+    // What the adapter adds to gate and up, put by for their multiplication.
+    void adapt_gate_up(const Step& step, int layer, int row, int row_in_chunk, const Activations& x) {
+        if (!step.adapters) return;
+        const LowRank* of_row = pairs(step, layer, row);
+        added_[row_in_chunk] = nullptr;
+        if (!of_row || of_row[LORA_GATE].ranks + of_row[LORA_UP].ranks == 0) return;
+        const int n = shape_.intermediate;
+        float* addition = additions_.reserve(0) + size_t(row_in_chunk) * 2 * n;
+        if (of_row[LORA_GATE].ranks == 0) std::fill_n(addition, n, 0.0f);
+        if (of_row[LORA_UP].ranks == 0) std::fill_n(addition + n, n, 0.0f);
+        adapt(of_row[LORA_GATE], x, row_in_chunk, n, addition, nullptr, false);
+        adapt(of_row[LORA_UP], x, row_in_chunk, n, addition + n, layers_[layer].up_factor, false);
+        added_[row_in_chunk] = addition;
+    }
+
     void attend_tile(const Step& step, int layer, const Chunk& chunk, const Tile& tile, int key_head, float* scratch) {
         const int per_key_head = shape_.heads / shape_.kv_heads, count = tile.end - tile.begin;
         const float* queries[TILE_QUERIES];
@@ -289,7 +341,9 @@ class Model {
     int32_t* offsets_;
     size_t scratch_floats_ = 0;
     std::vector<Chunk> chunks_;
-    std::vector<int> owners_;  // the sequence of each row
+    std::vector<int> owners_;           // the sequence of each row
+    std::vector<const float*> added_;   // what a row's adapter adds to gate and up, in additions_; or null
+    Buffer<float> additions_;           // [rows][2 * intermediate]
 };
 
 }  // namespace tritext

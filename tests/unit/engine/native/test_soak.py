@@ -1,0 +1,23 @@
+"""A small soak on a tiny model: what `make soak` does with ten thousand requests on the default one."""
+
+from pathlib import Path
+
+import pytest
+
+from load_tests.soak import soak, soak_model, started
+from tests.factories import make_tiny_model
+
+
+@pytest.mark.timeout(180)
+async def test_random_requests_with_cancels_leave_nothing_and_are_exact(tmp_path: Path, kernel_cache: Path) -> None:
+    directory = make_tiny_model(tmp_path / "tiny")
+    (tmp_path / "kernels").symlink_to(kernel_cache)
+    # Two contexts: with up to 24 sequences at a time, most steps are short of blocks.
+    model = soak_model(str(directory), num_threads=1, kv_cache_bytes=512 * 256)
+    async with started(model, tmp_path) as node:
+        stats = node.stats()
+        result = await soak(node, vocab_size=384, num_requests=400, seed=3)
+    assert stats.num_blocks == 32
+    assert result.ends["answered"] > 200
+    assert result.ends["cancelled"] > 40
+    assert (result.num_repeated, result.num_different, result.left_over) == (80, 0, "")
