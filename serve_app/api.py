@@ -50,7 +50,7 @@ def create_api(services: Services) -> FastAPI:
         probes.router(services),
         aitextgen.router(services),
         inferkit.router(services),
-        administration.router(services),
+        *administration.routers(services),
         # Last: its routes with the model in the path match almost anything.
         totalgpt.router(services),
     ]

@@ -6,13 +6,10 @@ from serve_app.admin import accounts, audit, keys, own_account, reports
 from serve_app.services import Services
 
 
-def router(services: Services) -> APIRouter:
-    routes = APIRouter()
+def routers(services: Services) -> list[APIRouter]:
     own = APIRouter(tags=["Account"])
     own_account.add_routes(own, services)
     administration = APIRouter(tags=["Administration"])
     for module in (accounts, keys, reports, audit):
         module.add_routes(administration, services)
-    routes.include_router(own)
-    routes.include_router(administration)
-    return routes
+    return [own, administration]

@@ -20,6 +20,10 @@ MODEL = "test-org/test-model"
 OTHER_MODEL = "other-model"
 
 
+class Absent:
+    """A use case that needs a database: tests/api/administration.py has services with one."""
+
+
 def make_services(
     *,
     generator: Generator | None = None,
@@ -66,8 +70,11 @@ def make_services(
         graph=graph,
         models=models,
         generation=TextGeneration(graph, models, admission),
+        accounts=Absent(),
         keys=FakeKeys(),
         admission=admission,
+        usage=Absent(),
+        audit=Absent(),
         idempotency=FakeIdempotentRequests(),
         is_ready=ready,
     )

@@ -16,6 +16,7 @@ from serve_app.config import AppConfig
 from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.models import ModelCatalog
+from tests.api.conftest import Absent
 from tests.factories import make_tiny_model
 from tests.fake_idempotency import FakeIdempotentRequests
 from tests.fakes import KEY, FakeKeys, make_admission
@@ -42,7 +43,17 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
         admission = make_admission()
         generation = TextGeneration(graph, catalog, admission)
         services = Services(
-            config, graph, catalog, generation, FakeKeys(), admission, FakeIdempotentRequests(), is_ready
+            config=config,
+            graph=graph,
+            models=catalog,
+            generation=generation,
+            accounts=Absent(),
+            keys=FakeKeys(),
+            admission=admission,
+            usage=Absent(),
+            audit=Absent(),
+            idempotency=FakeIdempotentRequests(),
+            is_ready=is_ready,
         )
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(create_api(services)),
