@@ -17,16 +17,11 @@ from serve_app.api import create_api
 from serve_app.config import AppConfig, Secrets
 from serve_app.ledger.billing import make_prices
 from serve_app.services import Services
-<<<<<<< HEAD
 from serve_app.stores.accounts import SqlAccountStore
 from serve_app.stores.admission import SqlAdmissionStore
 from serve_app.stores.audit import SqlAuditLog
 from serve_app.stores.database import open_database, require_reach
 from serve_app.stores.idempotency import SqlIdempotentRequests
-=======
-from serve_app.stores.admission import SqlAdmissionStore
-from serve_app.stores.database import open_database, require_reach
->>>>>>> main
 from serve_app.stores.keys import SqlKeyStore
 from serve_app.stores.owners import SqlOwners
 from serve_app.stores.usage import SqlUsageReports
@@ -63,7 +58,6 @@ class Ingress:
         rules = Rules(make_prices(config.billing), make_limits(config.limits))
         admission = Admission(ledger, rules, owner=owner)
         upkeep = LedgerUpkeep(admission, ledger, SqlOwners(database), rules.prices, owner=owner)
-<<<<<<< HEAD
         await self._resources.enter_async_context(upkeep.running())
         keys = Keys(SqlKeyStore(database), secrets.pepper())
         answers = SqlIdempotentRequests(database, owner)
@@ -72,9 +66,6 @@ class Ingress:
             Chore("deleting old answers", answers.delete_expired, _DELETE_EXPIRED_S),
         )
         await self._resources.enter_async_context(repeating(*chores))
-=======
-        await self._resources.enter_async_context(upkeep)
->>>>>>> main
         graph = connect_graph(config.graph, tokenizer, generators)
         models = ModelCatalog(config.graph.models)
         self._services = Services(
