@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, Table, func, select, tuple_
+from sqlalchemy import Select, Table, false, func, select, tuple_
 
 from serve_app.stores.database import Database
 from serve_app.stores.ownership import owned_by
@@ -55,7 +55,7 @@ def _sums(query: UsageQuery, after: UsageSum | None, limit: int) -> Select[Any]:
     if query.last_day is not None:
         statement = statement.where(columns.day <= query.last_day)
     if after is not None and not groups:
-        return statement.where(False)  # the one row was the last
+        return statement.where(false())  # the one row was the last
     if after is not None:
         statement = statement.where(tuple_(*groups) > tuple(value for _, value in after.by))
     return statement
