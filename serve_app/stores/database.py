@@ -185,6 +185,13 @@ class Database:
             raise kind(f"the database {self._name} does not answer: {str(error.orig).strip()}") from error
 
 
+@dataclass(slots=True)
+class _Commit:
+    """From when on a lost connection leaves open whether the transaction took place."""
+
+    has_begun: bool = False
+
+
 def require_reach(url: str, num_machines: int) -> None:
     """Raises SetupError where processes on so many machines cannot share the database of this URL."""
     if num_machines > 1 and make_url(url).get_backend_name() == "sqlite":
@@ -192,13 +199,6 @@ def require_reach(url: str, num_machines: int) -> None:
             f"the cluster has {num_machines} nodes, and an SQLite file can be shared by the processes of one machine "
             "only: set database_url to postgresql://user:password@host/name and run: tritext database migrate"
         )
-
-
-@dataclass(slots=True)
-class _Commit:
-    """From when on a lost connection leaves open whether the transaction took place."""
-
-    has_begun: bool = False
 
 
 class _TryAgain(Exception):
