@@ -4,7 +4,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -81,9 +81,16 @@ class TextGeneration:
         self._admission = admission
 
     async def generate(self, command: GenerateCommand) -> list[PromptAnswer]:
+        """As `answering`, for answers that are as good as sent."""
+        async with self.answering(command) as answers:
+            return answers
+
+    @asynccontextmanager
+    async def answering(self, command: GenerateCommand) -> AsyncGenerator[list[PromptAnswer], None]:
         """The whole answers, in the order of the prompts. The first that fails cancels the others.
 
-        They are billed when this returns; where it raises, nothing is.
+        They are billed when the context is left; nothing is where it is left by an exception. So whatever may still
+        fail before the answer is sent belongs into the context.
         Raises ModelNotFound, InvalidParameter, ContextLengthExceeded, RateLimited, OutOfCredits, Overloaded,
         EngineError.
         """
@@ -99,12 +106,12 @@ class TextGeneration:
                 PromptAnswer(tuple(request.prompt_token_ids), select_best(result, command))
                 for request, result in zip(requests, results, strict=True)
             ]
+            yield answers
             counts = (delivery.whole(answer.result, drop_output=command.drop_output) for answer in answers)
             await reservation.settle(Outcome.COMPLETED, about_to_send=reduce(add, counts))
-            return answers
 
     async def stream(self, command: GenerateCommand) -> AsyncGenerator[PromptChunk, None]:
-        """The answers in pieces, those of different prompts interleaved. Raises what `generate` raises.
+        """The answers in pieces, those of different prompts interleaved. Raises what `answering` raises.
 
         A piece counts as delivered once the next one is asked for. All is settled when the last one was.
         The command may not ask for more sequences than it wants answered (`best_of`): they can only be ranked whole.

@@ -25,7 +25,7 @@ from tests.integration.service import LOCAL_CONFIG, Service, running, wait_until
 SEED = int(os.environ.get("TRITEXT_CHAOS_SEED", "1"))
 NUM_KILLS = int(os.environ.get("TRITEXT_CHAOS_KILLS", "5"))
 NUM_CLIENTS = 10
-PROGRESS_SLACK_S = 4.0
+PROGRESS_SLACK_S = 2.0
 """How much older than the break the last progress may be, on a machine that is this busy."""
 CREDIT = 10**13
 

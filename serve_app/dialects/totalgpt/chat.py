@@ -112,11 +112,11 @@ class ChatCompletion:
     async def answer(self) -> bytes:
         with naming_messages():
             await check_logprob_bound(self._command, self._call.model.id, self._services.graph.tokenizer)
-            [answer] = await self._services.generation.generate(self._command)
-        if self._form.num_top is None and self._form.prompt_logprobs is None:
-            return self._render(answer)
-        # Log-probabilities can take a second to write; the event loop has others to serve.
-        return await asyncio.to_thread(self._render, answer)
+            async with self._services.generation.answering(self._command) as [answer]:
+                if self._form.num_top is None and self._form.prompt_logprobs is None:
+                    return self._render(answer)
+                # Log-probabilities can take a second to write; the event loop has others to serve.
+                return await asyncio.to_thread(self._render, answer)
 
     def _render(self, answer: PromptAnswer) -> bytes:
         form = self._form

@@ -104,12 +104,12 @@ class TextCompletion:
 
     async def answer(self) -> bytes:
         await check_logprob_bound(self._command, self._model_id, self._services.graph.tokenizer)
-        answers = await self._services.generation.generate(self._command)
-        echoed = await self._echo(range(len(answers)), [answer.prompt_token_ids for answer in answers])
-        if self._command.sampling.logprobs is None and self._command.sampling.prompt_logprobs is None:
-            return self._render(answers, echoed)
-        # Log-probabilities can take a second to write; the event loop has others to serve.
-        return await asyncio.to_thread(self._render, answers, echoed)
+        async with self._services.generation.answering(self._command) as answers:
+            echoed = await self._echo(range(len(answers)), [answer.prompt_token_ids for answer in answers])
+            if self._command.sampling.logprobs is None and self._command.sampling.prompt_logprobs is None:
+                return self._render(answers, echoed)
+            # Log-probabilities can take a second to write; the event loop has others to serve.
+            return await asyncio.to_thread(self._render, answers, echoed)
 
     def _render(self, answers: Sequence[PromptAnswer], echoed: Sequence[EchoedPrompt | None]) -> bytes:
         choices = [

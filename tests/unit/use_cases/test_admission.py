@@ -104,6 +104,15 @@ async def test_whole_answer_that_fails_or_is_not_awaited_costs_nothing() -> None
     assert store.book.accounts["acme"].reserved == 0
 
 
+async def test_whole_answer_that_cannot_be_rendered_costs_nothing() -> None:
+    generation, store, _ = make_generation("abc")
+    with pytest.raises(GenerationFailed):
+        async with generation.answering(make_command()):
+            assert store.settled == []
+            raise GenerationFailed("the tokenizer is lost")
+    assert (store.settlement.cost, store.settlement.outcome) == (0, Outcome.FAILED)
+
+
 async def test_settlement_goes_on_when_the_stream_is_cancelled_twice() -> None:
     generation, store, generator = make_generation("abc", hang=True)
 
