@@ -49,8 +49,8 @@ def read_model_files(directory: Path, *, document_start: str | None = None) -> M
     Raises ModelSourceError: a file is missing or malformed, or `document_start` is not in the vocabulary.
     """
     config = _read_config(directory)
-    generation = _read_json(directory / "generation_config.json")
-    tokenizer_config = _read_json(directory / "tokenizer_config.json")
+    generation = read_json(directory / "generation_config.json")
+    tokenizer_config = read_json(directory / "tokenizer_config.json")
     vocabulary = _read_vocabulary(directory, tokenizer_config)
     special_tokens = _special_tokens(directory, tokenizer_config)
 
@@ -79,8 +79,8 @@ def read_model_files(directory: Path, *, document_start: str | None = None) -> M
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in the file, empty where there is no file."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file, empty where there is no file. Raises ModelSourceError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     """config.json; where the language model is one part of several, its part over the whole."""
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     if not config:
         raise ModelSourceError(f"the model directory {directory} has no config.json")
     text_config = config.get("text_config")
@@ -103,9 +103,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _read_vocabulary(directory: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
     """Token text to id, from tokenizer.json, or what tokenizer_config.json and vocab.json tell where there is none."""
-    tokenizer = _read_json(directory / "tokenizer.json")
+    tokenizer = read_json(directory / "tokenizer.json")
     model = tokenizer.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else _read_json(directory / "vocab.json")
+    vocab = model.get("vocab") if isinstance(model, dict) else read_json(directory / "vocab.json")
     vocabulary: dict[str, int] = {}
     if isinstance(vocab, dict):
         vocabulary.update(vocab)
@@ -120,7 +120,7 @@ def _read_vocabulary(directory: Path, tokenizer_config: Mapping[str, Any]) -> di
 
 def _special_tokens(directory: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     """The named special tokens; each stands in the files as text or as an object with `content`."""
-    named = {**_read_json(directory / "special_tokens_map.json"), **tokenizer_config}
+    named = {**read_json(directory / "special_tokens_map.json"), **tokenizer_config}
     tokens = {}
     for name in TEMPLATE_TOKEN_NAMES:
         token = named.get(name)
@@ -135,7 +135,7 @@ def _chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str 
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    template = _read_json(directory / "chat_template.json").get("chat_template", tokenizer_config.get("chat_template"))
+    template = read_json(directory / "chat_template.json").get("chat_template", tokenizer_config.get("chat_template"))
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     return template if isinstance(template, str) else None

@@ -6,6 +6,7 @@ cells take minutes are measured in the first round only. The raw records, tables
 
 import argparse
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,15 +22,25 @@ from load_tests.peers.llamacpp import LLAMACPP
 from load_tests.peers.openvino import OPENVINO
 from load_tests.peers.transformers_serve import TRANSFORMERS_SERVE
 from load_tests.peers.vllm import VLLM
-from load_tests.plan import MAX_TOKENS, NUM_REQUESTS, PREFILL_LENGTHS, PREFILL_REPEATS, WARM_UP_TOKENS
+from load_tests.plan import (
+    ADDED_CHARACTERS,
+    MAX_TOKENS,
+    NUM_REQUESTS,
+    PREFILL_LENGTHS,
+    PREFILL_REPEATS,
+    REPEATED_CHARACTERS,
+    REPEATS,
+    WARM_UP_TOKENS,
+)
 from load_tests.processes import machine_cpu_s
-from load_tests.prompts import numbered_prompts
+from load_tests.prompts import long_prompt, numbered_prompts
 from load_tests.records import (
     CellRecord,
     FailureRecord,
     MemoryRecord,
     PrefillRecord,
     Record,
+    RepeatRecord,
     RunRecord,
     StartRecord,
     append,
@@ -58,6 +69,8 @@ def measure(contender: Contender, round_number: int, num_requests: dict[int, int
                     memory = started.program.memory()
                     yield MemoryRecord(contender.title, round_number, concurrency, **asdict(memory))
                 yield from _prefills(contender, started, round_number)
+                if contender.reuses_prompts:
+                    yield _repeats(contender, started, round_number)
     except Exception as error:  # whatever goes wrong with one contender, the others are measured
         yield FailureRecord(contender.title, round_number, f"{error!r} {getattr(error, 'exceptions', '')}".strip())
 
@@ -91,6 +104,20 @@ def _prefills(contender: Contender, started: Started, round_number: int) -> Iter
         seconds = started.prefill(length, PREFILL_REPEATS)
         if seconds:
             yield PrefillRecord(contender.title, round_number, length, tuple(round(one, 5) for one in seconds))
+
+
+def _repeats(contender: Contender, started: Started, round_number: int) -> RepeatRecord:
+    def first_token_s(text: str) -> float:
+        # Several tokens: the first need not be whole characters, and would not be seen.
+        _, [sample] = started.generate([text], concurrency=1, max_tokens=4)
+        return round(sample.first_s - sample.sent_s, 5)
+
+    seconds = [
+        tuple(first_token_s(long_prompt(number, REPEATED_CHARACTERS + added)) for added in (0, ADDED_CHARACTERS))
+        for number in range(REPEATS)
+    ]
+    first_s, again_s = zip(*seconds, strict=True)
+    return RepeatRecord(contender.title, round_number, first_s, again_s)
 
 
 def run(names: Sequence[str], *, rounds: int, slow_rounds: int, num_requests: dict[int, int], directory: Path) -> None:
@@ -139,6 +166,9 @@ def _summary(record: Record) -> str:
             )
         case PrefillRecord():
             return f"{record.contender}: {record.num_prompt_tokens / min(record.seconds):.0f} prompt tokens/s at most"
+        case RepeatRecord():
+            first_s, again_s = statistics.median(record.first_s), statistics.median(record.again_s)
+            return f"{record.contender}: a long prompt after {first_s:.3f} s, repeated after {again_s:.3f} s"
         case MemoryRecord():
             return f"{record.contender}: {record.pss_mib} MiB, of it {record.largest_process} {record.largest_peak_mib}"
         case FailureRecord():

@@ -8,6 +8,9 @@ from typing import Protocol
 from load_tests.processes import Program
 from load_tests.records import Sample
 
+IN_PROCESS = ", engine in process"
+"""The engine alone of a contender has its title with this after it."""
+
 
 class Started(Protocol):
     """A contender that has generated its first token, `first_token_s` after its process was started."""
@@ -31,6 +34,7 @@ class Contender:
 
     `missing` says how to get it where it is not installed, and nothing where it is.
     `restarts`: it is started anew for every number of clients, because its settings have to fit them.
+    `reuses_prompts`: it is to be measured how much sooner a prompt is answered that begins like an earlier one.
     `slow`: its start and its cells take minutes, so by default it is measured in the first round only.
     """
 
@@ -39,6 +43,7 @@ class Contender:
     missing: Callable[[], str]
     versions: Callable[[], dict[str, str]]
     restarts: bool = False
+    reuses_prompts: bool = False
     slow: bool = False
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from load_tests.records import CellRecord, MemoryRecord, PrefillRecord, Record, StartRecord, of_type
+from load_tests.records import CellRecord, MemoryRecord, PrefillRecord, Record, RepeatRecord, StartRecord, of_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,16 @@ def prefill_figures(records: Sequence[Record]) -> dict[str, dict[int, float]]:
         contender: {length: length / statistics.median(seconds) for length, seconds in sorted(by_length.items())}
         for contender, by_length in grouped.items()
     }
+
+
+def repeat_figures(records: Sequence[Record]) -> dict[str, tuple[float, float]]:
+    """Median milliseconds to the first token of a long prompt, and of the prompt repeated, by contender."""
+    first: dict[str, list[float]] = defaultdict(list)
+    again: dict[str, list[float]] = defaultdict(list)
+    for record in of_type(records, RepeatRecord):
+        first[record.contender] += record.first_s
+        again[record.contender] += record.again_s
+    return {name: (statistics.median(first[name]) * 1000, statistics.median(again[name]) * 1000) for name in first}
 
 
 def _over_rounds(cells: Sequence[CellRecord]) -> CellFigures:

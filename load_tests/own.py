@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from deployments.model_source import default_home
-from load_tests.contender import Contender
+from load_tests.contender import IN_PROCESS, Contender
 from load_tests.http_server import HttpServer, http_server
 from load_tests.processes import free_port
 from load_tests.traffic import Target
@@ -44,5 +44,5 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("ray", "torch", "transformers")}
 
 
-SERVICE = Contender("tritext int8", start_service, str, _versions)
-ENGINE = Contender("tritext int8, engine in process", start_engine, str, _versions)
+SERVICE = Contender("tritext int8", start_service, str, _versions, reuses_prompts=True)
+ENGINE = Contender(SERVICE.title + IN_PROCESS, start_engine, str, _versions, reuses_prompts=True)

@@ -47,6 +47,15 @@ def prompts(count: int = 64, seed: int = 20) -> list[str]:
     return made
 
 
+def long_prompt(number: int, num_characters: int) -> str:
+    """A text of exactly so many characters; texts of one number begin alike, those of different ones do not."""
+    rng = random.Random(number)  # noqa: S311
+    text = f"{number}."
+    while len(text) < num_characters:
+        text += " " + rng.choice(_SENTENCES)
+    return text[:num_characters]
+
+
 def numbered_prompts(number: int, count: int) -> list[str]:
     """So many prompts, again from the first when they end, each with its number before it.
 

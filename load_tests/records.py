@@ -69,6 +69,16 @@ class PrefillRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RepeatRecord:
+    """Seconds to the first token of a long prompt alone, and of the same prompt again with some text after it."""
+
+    contender: str
+    round: int
+    first_s: tuple[float, ...]
+    again_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRecord:
     """Memory after the load, in MiB.
 
@@ -93,7 +103,7 @@ class FailureRecord:
     reason: str
 
 
-Record = RunRecord | StartRecord | CellRecord | PrefillRecord | MemoryRecord | FailureRecord
+Record = RunRecord | StartRecord | CellRecord | PrefillRecord | RepeatRecord | MemoryRecord | FailureRecord
 T = TypeVar("T", bound=Record)
 
 _KINDS: dict[str, type[Record]] = {
@@ -101,6 +111,7 @@ _KINDS: dict[str, type[Record]] = {
     "start": StartRecord,
     "cell": CellRecord,
     "prefill": PrefillRecord,
+    "repeat": RepeatRecord,
     "memory": MemoryRecord,
     "failure": FailureRecord,
 }
@@ -125,6 +136,8 @@ def from_line(line: str) -> Record:
         content["samples"] = tuple(Sample(*values) for values in content["samples"])
     if record_type is PrefillRecord:
         content["seconds"] = tuple(content["seconds"])
+    if record_type is RepeatRecord:
+        content |= {name: tuple(content[name]) for name in ("first_s", "again_s")}
     try:
         return record_type(**content)
     except TypeError as error:

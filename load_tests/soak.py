@@ -28,7 +28,8 @@ KV_CACHE_BYTES = 32 * 1024 * 1024
 
 CONCURRENCY = 32
 REPEATED = 200
-WARM_UP = 0.2  # of the requests; memory that is taken once, such as the cache's, is taken by then
+# Memory is looked at after each fifth; what is taken once, such as the cache's, is taken by the end of the first.
+PARTS = 5
 MAX_GROWTH = 8 * 1024 * 1024
 
 
@@ -72,8 +73,12 @@ class Soak:
     num_repeated: int = 0
     num_different: int = 0
     left_over: str = ""
-    grown: int = 0
+    memory: list[int] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def grown(self) -> int:
+        return self.memory[-1] - self.memory[0]
 
     @property
     def is_sound(self) -> bool:
@@ -104,14 +109,12 @@ async def soak(node: GeneratorNode, *, vocab_size: int, num_requests: int, seed:
     kept: list[tuple[GenerateRequest, Answer]] = []
     result = Soak()
     numbers = iter(range(num_requests))
-    warm_after = int(num_requests * WARM_UP)
-    warm = 0
+    looked_after = {num_requests * part // PARTS for part in range(1, PARTS)}
 
     async def client() -> None:
-        nonlocal warm
         for number in numbers:
-            if number == warm_after:
-                warm = resident_bytes()
+            if number in looked_after:
+                result.memory.append(resident_bytes())
             request = random_request(number, seed, vocab_size)
             answer = await send(node, request, random.Random(f"{seed} cancel {number}"))  # noqa: S311
             result.num_tokens += sum(map(len, answer.token_ids))
@@ -123,7 +126,7 @@ async def soak(node: GeneratorNode, *, vocab_size: int, num_requests: int, seed:
     await asyncio.gather(*[client() for _ in range(CONCURRENCY)])
     result.seconds = time.perf_counter() - started_at
     result.left_over = await left_over(node)
-    result.grown = resident_bytes() - warm
+    result.memory.append(resident_bytes())
     for request, answer in kept:
         # A salt of its own: nothing is found in the cache.
         alone = await send(node, replace(request, cache_salt=f"alone {request.request_id}"), None)
@@ -227,7 +230,8 @@ def lines(result: Soak) -> Sequence[str]:
     return (
         f"{result.ends.total()} requests in {result.seconds:.0f} s: {ends}; {result.num_tokens} tokens received",
         f"left in the engine: {result.left_over or 'nothing'}",
-        f"memory grew by {result.grown / 2**20:.1f} MiB after the first fifth (at most {MAX_GROWTH / 2**20:.0f})",
+        f"memory after each fifth: {', '.join(f'{size / 2**20:.1f}' for size in result.memory)} MiB; it may grow by "
+        f"{MAX_GROWTH / 2**20:.0f}",
         f"repeated alone: {result.num_repeated}, of which {result.num_different} differ",
         "sound" if result.is_sound else "BROKEN",
     )

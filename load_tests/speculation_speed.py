@@ -45,25 +45,36 @@ _WORKLOADS: dict[str, tuple[Callable[[], list[str]], dict[str, float]]] = {
 
 
 def generate(
-    runner: ModelRunner, config: EngineConfig, prompts: list[list[int]], sampling: dict[str, float]
+    runner: ModelRunner,
+    config: EngineConfig,
+    prompts: list[list[int]],
+    sampling: dict[str, float],
+    *,
+    concurrency: int,
 ) -> tuple[float, list[list[int]]]:
-    """Seconds from the first step to the last, all prompts at once, and the tokens of each."""
+    """Seconds from the first step to the last, `concurrency` prompts at a time, and the tokens of each."""
     core = make_core(runner, config)
     sequences = []
     for key, token_ids in enumerate(prompts):
         params = SamplingParams(max_tokens=100, ignore_eos=True, seed=key, **sampling)  # type: ignore[arg-type]
         sequences.append(Sequence(key, key, 0, tuple(token_ids), params, frozenset(), _CONTEXT_LENGTH))
-        core.add(key, sequences[-1:])
+    waiting = list(sequences)
+    num_running = 0
     started = time.perf_counter()
-    while core.has_work:
-        core.step()
+    while waiting or num_running:
+        while waiting and num_running < concurrency:
+            sequence = waiting.pop(0)
+            core.add(sequence.group, [sequence])
+            num_running += 1
+        for deltas in core.step().deltas.values():
+            num_running -= sum(delta.finish_reason is not None for delta in deltas)
     return time.perf_counter() - started, [sequence.output_token_ids for sequence in sequences]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 8, 32])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--workloads", nargs="+", choices=list(_WORKLOADS), default=list(_WORKLOADS))
     arguments = parser.parse_args()
     home = default_home()
@@ -75,18 +86,19 @@ def main() -> None:
     for name in arguments.workloads:
         make_prompts, sampling = _WORKLOADS[name]
         texts = [tokenizer.encode(text).ids for text in make_prompts()]
-        generate(runner, guessing, texts[:2], sampling)
+        generate(runner, guessing, texts[:2], sampling, concurrency=2)
         for concurrency in arguments.concurrency:
             rates: list[tuple[float, float]] = []
             for number in range(arguments.rounds):
                 # Other prompts in each round: what guessing brings differs from text to text.
-                some = [texts[(number * concurrency + index) % len(texts)] for index in range(concurrency)]
-                seconds, expected = generate(runner, without, some, sampling)
-                fewer_seconds, tokens = generate(runner, guessing, some, sampling)
+                count = max(4, 3 * concurrency)
+                some = [texts[(number * count + index) % len(texts)] for index in range(count)]
+                seconds, expected = generate(runner, without, some, sampling, concurrency=concurrency)
+                fewer_seconds, tokens = generate(runner, guessing, some, sampling, concurrency=concurrency)
                 if tokens != expected:
                     raise RuntimeError(f"guessing changed the tokens: {name}, {concurrency} at once")
-                count = sum(map(len, tokens))
-                rates.append((count / seconds, count / fewer_seconds))
+                num_tokens = sum(map(len, tokens))
+                rates.append((num_tokens / seconds, num_tokens / fewer_seconds))
             slow, fast = (statistics.median(column) for column in zip(*rates, strict=True))
             ratio = statistics.median(after / before for before, after in rates)
             sys.stdout.write(f"{name:22} {concurrency:8} {slow:9.0f} {fast:9.0f} {ratio:9.2f}\n")

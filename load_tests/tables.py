@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from load_tests.figures import CellFigures, cell_figures, prefill_figures, process_figures
+from load_tests.contender import IN_PROCESS
+from load_tests.figures import CellFigures, cell_figures, prefill_figures, process_figures, repeat_figures
+from load_tests.plan import ADDED_CHARACTERS, REPEATED_CHARACTERS
 from load_tests.records import FailureRecord, Record, RunRecord, of_type
 
 
@@ -19,6 +21,7 @@ def make_tables(records: Sequence[Record]) -> str:
         _throughput(cells),
         "## Milliseconds to the first token: median, 95th percentile",
         _by_clients(cells, lambda one: f"{one.ttft_p50_ms:.0f}, {one.ttft_p95_ms:.0f}"),
+        *_added(cells),
         "## Milliseconds per token after the first, median",
         _by_clients(cells, lambda one: f"{one.per_token_p50_ms:.1f}"),
         "## How steady it was: tokens per second of the slowest and fastest round, and the rounds",
@@ -27,6 +30,7 @@ def make_tables(records: Sequence[Record]) -> str:
         _by_clients(cells, lambda one: f"{one.other_cores:.2f}"),
         *_processes(records),
         *_prefill(records),
+        *_repeats(records),
         *_failures(records),
     ]
     return "\n\n".join(parts) + "\n"
@@ -96,6 +100,42 @@ def _prefill(records: Sequence[Record]) -> list[str]:
         for contender, by_length in figures.items()
     ]
     return ["## Prompt tokens per second of a prompt alone", table(["", *(f"{one} tokens" for one in lengths)], rows)]
+
+
+def _repeats(records: Sequence[Record]) -> list[str]:
+    figures = repeat_figures(records)
+    if not figures:
+        return []
+    rows = [
+        [contender, f"{first:.0f}", f"{again:.0f}", f"{first / again:.1f}"]
+        for contender, (first, again) in figures.items()
+    ]
+    return [
+        f"## A prompt of {REPEATED_CHARACTERS:,} characters, and again with {ADDED_CHARACTERS} more after it",
+        table(["", "first token (ms)", "first token when repeated (ms)", "times sooner"], rows),
+    ]
+
+
+def _added(cells: dict[str, dict[int, CellFigures]]) -> list[str]:
+    """What a service adds to its own engine, of those of which both were measured."""
+    services = {name: cells[name + IN_PROCESS] for name in cells if name + IN_PROCESS in cells}
+    if not services:
+        return []
+
+    def show(name: str, number: int) -> str:
+        if number not in cells[name] or number not in services[name]:
+            return ""
+        around, alone = cells[name][number], services[name][number]
+        return f"{around.ttft_p50_ms - alone.ttft_p50_ms:.0f}, {around.ttft_p95_ms - alone.ttft_p95_ms:.0f}"
+
+    concurrencies = _concurrencies(cells)
+    return [
+        "## Milliseconds to the first token that a service adds to its engine: to the median, to the 95th percentile",
+        table(
+            ["", *(_clients(number) for number in concurrencies)],
+            ([name, *(show(name, number) for number in concurrencies)] for name in services),
+        ),
+    ]
 
 
 def _failures(records: Sequence[Record]) -> list[str]:

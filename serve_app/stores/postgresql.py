@@ -60,5 +60,8 @@ class PostgreSQL:
 def _connection(url: URL) -> tuple[URL, dict[str, Any]]:
     settings = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
     arguments = {"connect_timeout": 5, "application_name": "tritext", "options": settings, **url.query}
-    # A server that was restarted costs no request its answer.
-    return url.set(drivername="postgresql+psycopg"), {"pool_pre_ping": True, "connect_args": arguments}
+    return url.set(drivername="postgresql+psycopg"), {
+        "connect_args": arguments,
+        "pool_pre_ping": True,  # a server that was restarted costs no request its answer
+        "hide_parameters": True,  # they would stand in the text of errors, which is logged
+    }

@@ -19,6 +19,7 @@ MIN_VERSION = (3, 51, 3)
 """Before this version, two connections that write to a database in WAL mode at the same time could corrupt it."""
 
 _IS_WRITE = "tritext_write"
+_OPTIONS: Mapping[str, Any] = {"hide_parameters": True}  # they would stand in the text of errors, which is logged
 # Primary result codes, https://sqlite.org/rescode.html
 _ROLLED_BACK_CODES = frozenset({5, 6})  # busy, locked
 _UNAVAILABLE_CODES = frozenset({7, 8, 10, 11, 13, 14, 26})
@@ -38,12 +39,12 @@ class SQLite:
             raise SetupError("an SQLite database must be a file, which several processes open: sqlite:///path/file.db")
         use_safe_sqlite()
         Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_timeout=10)
+        engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_timeout=10, **_OPTIONS)
         _configure(engine.sync_engine)
         return engine
 
     def create_blocking_engine(self, url: URL) -> Engine:
-        engine = create_engine(url.set(drivername="sqlite+pysqlite"), pool_size=1, max_overflow=0)
+        engine = create_engine(url.set(drivername="sqlite+pysqlite"), pool_size=1, max_overflow=0, **_OPTIONS)
         _configure(engine)
         return engine
 

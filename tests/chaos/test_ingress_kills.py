@@ -105,6 +105,7 @@ def test_the_ledger_is_what_the_clients_received(service: Service, postgresql_ur
         "broken in the middle": sum(bool(e.received) and e.broken_at is not None for e in clients.exchanges),
         "lines": sum(map(len, lines.values())),
         "lost": len(lost),
+        "received and not billed": sorted(_unbilled(clients.exchanges, lines)),
     }
     print(summary)  # noqa: T201  # shown when the test fails, or by `pytest -s`
     assert summary["broken in the middle"] > 0 and lost, summary
@@ -146,6 +147,15 @@ def check(exchange: Exchange, billed: Counts, lines: Sequence[Row]) -> None:
             assert measured[1] >= _measured(exchange.dialect, recorded)[1], what
     else:  # no answer arrived; a whole one may have been settled just before its process was killed
         assert billed == Counts() or [line["outcome"] for line in lines if line["cost"]] == ["completed"], what
+
+
+def _unbilled(exchanges: Sequence[Exchange], lines: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, int, int]]:
+    """Of requests that broke in the middle: dialect, what was received, what of it was not billed."""
+    for exchange in exchanges:
+        if exchange.broken_at is not None and exchange.received:
+            billed = sum((_counts(line) for line in lines.get(exchange.id, ())), Counts())
+            received = _measured(exchange.dialect, Counts(*exchange.received[-1][1:]))[1]
+            yield exchange.dialect, received, received - _measured(exchange.dialect, billed)[1]
 
 
 def _measured(dialect: str, counts: Counts) -> tuple[int, int]:

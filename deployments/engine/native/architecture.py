@@ -1,10 +1,11 @@
 """Which models the native kernels compute, read from config.json alone. Knows no torch."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from deployments.model_files import ModelSourceError, read_json
 
 PAGE_TOKENS = 16
 """How many tokens a page of the kernels' cache holds; a block of the engine is one page or several."""
@@ -42,8 +43,18 @@ class Architecture:
 
 
 def read_architecture(directory: Path) -> Architecture:
-    """Raises Unsupported, and OSError or ValueError where there is no readable config.json."""
-    return architecture_of(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    """Raises Unsupported, and ModelSourceError where config.json cannot be read or lacks what it must say."""
+    file = directory / "config.json"
+    if not file.is_file():
+        raise ModelSourceError(f"the model directory {directory} has no config.json")
+    try:
+        return architecture_of(read_json(file))
+    except KeyError as missing:
+        raise ModelSourceError(f"{file} has no {missing.args[0]}") from None
+    except ModelSourceError:
+        raise
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise ModelSourceError(f"{file} cannot be understood: {error}") from error
 
 
 def architecture_of(config: dict[str, Any]) -> Architecture:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from deployments.config import EngineConfig
 from deployments.engine.native.architecture import PAGE_TOKENS, Unsupported, read_architecture
 from deployments.engine.native.build import compiled_kernels, is_compiled, load_kernels, missing_on_this_machine
 from deployments.engine.native.weight_file import read_metadata
-from deployments.model_preparation.cache import prepared
+from deployments.model_preparation.cache import MANIFEST, prepared
 
 if TYPE_CHECKING:
     from deployments.engine.native.native_runner import NativeRunner
@@ -25,10 +26,17 @@ logger = logging.getLogger(__name__)
 def unsupported(directory: Path, config: EngineConfig) -> str | None:
     """Why the native kernels do not run this model, this configuration or on this machine; None if they do.
 
-    Raises OSError or ValueError without a readable config.json.
+    Raises ModelSourceError without a readable config.json.
     """
+    return _refused_at_a_glance(directory, config) or ("it runs on a GPU" if _runs_on_gpu(config) else None)
+
+
+def _refused_at_a_glance(directory: Path, config: EngineConfig) -> str | None:
+    """What `unsupported` can tell without torch, which takes a second to import."""
     if config.dtype != "auto":
         return f"the configuration asks for {config.dtype}"
+    if config.device == "cuda":
+        return "it runs on a GPU"
     if config.block_size % PAGE_TOKENS:
         return f"its cache has pages of {PAGE_TOKENS} tokens, which do not fit blocks of {config.block_size}"
     reason = missing_on_this_machine()
@@ -38,18 +46,25 @@ def unsupported(directory: Path, config: EngineConfig) -> str | None:
         read_architecture(directory)
     except Unsupported as refused:
         return str(refused)
-    return "it runs on a GPU" if _runs_on_gpu(config) else None
+    return None
 
 
 def _runs_on_gpu(config: EngineConfig) -> bool:
-    import torch  # a second to import: whoever only asks what is prepared does without
+    if config.device != "auto":
+        return config.device == "cuda"
+    import torch
 
-    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.cuda.is_available()
 
 
-def is_prepared(directory: Path, home: Path) -> bool:
-    """Whether a start of this model finds the quantised weights and the compiled kernels. Imports no torch."""
-    return is_compiled(home / "kernels") and any(
+def needs_preparing(directory: Path, config: EngineConfig, home: Path) -> bool:
+    """Whether `prepare` may have something to do: quantised weights or compiled kernels are missing. Imports no torch.
+
+    Raises ModelSourceError without a readable config.json.
+    """
+    if _refused_at_a_glance(directory, config) is not None:
+        return False
+    return not is_compiled(home / "kernels") or not any(
         weights.is_file() for weights in (directory / WEIGHTS_NAME, _prepared_directory(directory, home) / WEIGHTS_NAME)
     )
 
@@ -57,8 +72,8 @@ def is_prepared(directory: Path, home: Path) -> bool:
 def prepare(directory: Path, config: EngineConfig, home: Path, *, report: Callable[[str], None] = logger.info) -> Path:
     """Compiles the kernels and quantises the weights of a model directory into `home`, once; returns the weights' file.
 
-    Raises Unsupported, with the reason, where another runner must take the model; OSError or ValueError where the
-    model's files are not what they should be.
+    Raises Unsupported, with the reason, where another runner must take the model; OSError or ValueError
+    (ModelSourceError among them) where the model's files are not what they should be.
     """
     reason = unsupported(directory, config)
     if reason is not None:
@@ -92,15 +107,28 @@ def _prepared_directory(directory: Path, home: Path) -> Path:
     return home / "models" / f"{directory.name}-int8-{_identity(directory)}"
 
 
-def prepare_directory(source: Path, target: Path, report: Callable[[str], None] = logger.info) -> None:
+def prepare_directory(source: Path, target: Path, *, report: Callable[[str], None] = logger.info) -> None:
     """Writes a model directory that starts at once: the tokenizer and configuration of `source`, and int8 weights.
 
-    `target` must exist. Raises Unsupported, OSError or ValueError.
+    `target` is made, whole or not at all; FileExistsError where it holds something. Raises Unsupported, OSError or
+    ValueError.
     """
-    for file in source.iterdir():
-        if file.is_file() and file.suffix not in (".safetensors", ".bin", ".gguf") and ".index." not in file.name:
-            shutil.copy2(file, target / file.name)
-    write_quantized(source, target / WEIGHTS_NAME, report)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is no empty directory")
+    read_architecture(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        directory = Path(scratch) / "model"
+        directory.mkdir()
+        for file in source.iterdir():
+            if file.is_file() and file.name != MANIFEST and not _holds_weights(file):
+                shutil.copy2(file, directory / file.name)
+        write_quantized(source, directory / WEIGHTS_NAME, report)
+        directory.rename(target)
+
+
+def _holds_weights(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".bin", ".gguf") or ".index." in file.name
 
 
 def write_quantized(directory: Path, target: Path, report: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, event
 
 from serve_app.stores.database import Database
 
-_SCAN = re.compile(r"(?:SCAN|Seq Scan on) (\w+)\b(?! USING)")
+_SCAN = re.compile(r"(?:SCAN|Seq Scan on) ([a-z_]+)\b(?! USING)")
 _SORT = re.compile(r"USE TEMP B-TREE FOR ORDER BY|\bSort\b")
 
 
@@ -39,12 +39,14 @@ def recorded(database: Database, plans: Plans) -> Iterator[None]:
         if statement.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
             plans.statements.append((statement, parameters[0] if many else parameters))
 
-    engine = database._engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
+    engines = (database._engine.sync_engine, database._blocking_engine)
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
     try:
         yield
     finally:
-        event.remove(engine, "before_cursor_execute", note)
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", note)
 
 
 async def explain(database: Database, plans: Plans) -> None:

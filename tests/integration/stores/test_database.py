@@ -82,10 +82,11 @@ async def test_an_upsert_adds_to_what_is_there(database: Database) -> None:
     assert await credit(database) == 12
 
 
-async def test_a_fault_of_the_statement_stays_what_it_is(database: Database) -> None:
+async def test_a_fault_of_the_statement_stays_what_it_is_and_shows_no_values(database: Database) -> None:
     await add_account(database)
-    with pytest.raises(IntegrityError):
-        await add_account(database)
+    with pytest.raises(IntegrityError) as fault:
+        await add_account(database, credit=123454321)
+    assert "123454321" not in str(fault.value)
 
 
 async def test_a_deadlock_is_run_again(postgresql_url: str) -> None:

@@ -6,18 +6,31 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from sqlalchemy import insert, text
 
+from serve_app.ledger.entries import Counts, Line, Opening, Outcome, Progress, Settlement, Visit
+from serve_app.limits.windows import Window
 from serve_app.stores.accounts import SqlAccountStore
+from serve_app.stores.admission import SqlAdmissionStore
 from serve_app.stores.audit import SqlAuditLog
 from serve_app.stores.database import Database, open_database
 from serve_app.stores.idempotency import SqlIdempotentRequests
 from serve_app.stores.keys import SqlKeyStore
-from serve_app.stores.tables import accounts, audit_log, idempotent_requests, keys, ledger, owners, usage_by_day
+from serve_app.stores.owners import SqlOwners
+from serve_app.stores.tables import (
+    accounts,
+    audit_log,
+    idempotent_requests,
+    keys,
+    ledger,
+    owners,
+    rate_windows,
+    usage_by_day,
+)
 from serve_app.stores.usage import SqlUsageReports
 from serve_app.use_cases.audit import AuditEntry
 from serve_app.use_cases.callers import Dialect
 from serve_app.use_cases.idempotency import KeptAnswer
 from serve_app.use_cases.key_records import KeyGrant
-from serve_app.use_cases.usage import LedgerLine, LedgerQuery, UsageGroup, UsageQuery, UsageSum
+from serve_app.use_cases.usage import LedgerLine, LedgerQuery, UsageGroup, UsageQuery
 from tests.databases import PostgreSQLServer, run_apart
 from tests.integration.stores.plans import Plans, explain, recorded
 
@@ -75,7 +88,7 @@ async def fill(url: str) -> None:
             {
                 "id": f"request-{number}",
                 "account": f"account-{number % 4}",  # whose lines fill many pages
-                "key_id": f"key-{number % NUM_ACCOUNTS}",
+                "key_id": f"key-{number % 40}",
                 "created_at": float(number),
                 "settled_at": float(number),
                 "held": 0,
@@ -109,6 +122,10 @@ async def fill(url: str) -> None:
             }
             for number in range(NUM_ROWS)
         ],
+        rate_windows: [
+            {"key_id": f"key-{number}", "dialect": "totalgpt", "name": "day", "started_at": 0.0, "used": 1}
+            for number in range(NUM_ROWS)
+        ],
         audit_log: [
             {"at": float(number), "actor": "a", "action": "b", "target": "c", "details": {}}
             for number in range(NUM_ROWS)
@@ -133,8 +150,25 @@ async def run_idempotent(database: Database) -> None:
     await requests.abandon("account-1", "other")
 
 
+async def run_billed(database: Database) -> None:
+    store = SqlAdmissionStore(database)
+    line = Line("new", "account-7", "key-7", "totalgpt", "m", "here", held=5, held_tokens=5)
+    await store.open(Opening(line, WINDOWS, max_concurrent=3))
+    await store.record([Progress("new", Counts(1, 1, 1))])
+    await store.settle(Settlement(line, Counts(1, 2, 3), 4, Outcome.COMPLETED, token_windows=WINDOWS[1:]))
+    await store.visit(Visit("key-7", "account-7", "totalgpt", WINDOWS))
+    await store.standings("key-7", "totalgpt", WINDOWS)
+
+
+async def run_upkeep(database: Database) -> None:
+    processes = SqlOwners(database)
+    await processes.beat("here", 1e9)
+    await processes.lost_lines(0.0, limit=10)
+    await processes.forget_dead(0.0)
+
+
+WINDOWS = (Window("minute", 10**6, 60), Window("day", 10**9, 86400, "tokens"))
 BY_DAY = (UsageGroup.DAY, UsageGroup.KEY, UsageGroup.DIALECT, UsageGroup.MODEL)
-LAST_SUM = UsageSum((("day", "2026-01-03"),), 1, 1, 1, 1, 1)  # type: ignore[arg-type]
 
 SELECTIVE: dict[str, Query] = {
     "a key by its id": lambda database: SqlKeyStore(database).get("key-77"),
@@ -143,6 +177,8 @@ SELECTIVE: dict[str, Query] = {
     "last uses of keys": lambda database: SqlKeyStore(database).touch({"key-77": 60.0, "key-78": 60.0}),
     "an account by its id": lambda database: SqlAccountStore(database).get("account-7"),
     "a grant": lambda database: SqlAccountStore(database).grant("account-7", 5, "", AUDIT),
+    "a request that is billed": run_billed,
+    "the search for what dead processes left": run_upkeep,
     "an idempotent request": run_idempotent,
     "expired idempotent requests": lambda database: idempotency(database).delete_expired(),
     "usage of an account": lambda database: SqlUsageReports(database).sums(
@@ -163,6 +199,7 @@ PAGES: dict[str, Query] = {
         LedgerQuery(account="account-1", since=4000.0, until=7000.0), limit=10
     ),
     "lines of everybody": lambda database: SqlUsageReports(database).ledger(LedgerQuery(), after=LINE, limit=10),
+    "lines of a key": lambda database: SqlUsageReports(database).ledger(LedgerQuery(key_id="key-7"), limit=5),
     "the first lines": lambda database: SqlUsageReports(database).ledger(LedgerQuery(), limit=10),
     "the audit log": lambda database: SqlAuditLog(database).page(before=5000, limit=10),
     "accounts": lambda database: SqlAccountStore(database).list(after="account-100", limit=10),

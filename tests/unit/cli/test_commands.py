@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.engine.native import loading
 from serve_app import cli
 from serve_app.config import AppConfig, Secrets
 from serve_app.launcher.serve_file import read_serve_file
@@ -12,6 +13,7 @@ from serve_app.stores import schema
 from serve_app.stores.database import open_database
 from serve_app.stores.keys import SqlKeyStore
 from serve_app.use_cases.keys import Keys
+from tests.factories import make_tiny_model
 from tests.unit.cli.conftest import Command
 
 
@@ -115,3 +117,53 @@ def test_serve_starts_the_launcher_and_ends_with_its_status(
 def test_migrating_says_what_the_schema_is(tritext: Command) -> None:
     assert tritext("database", "migrate").out == f"The schema is {schema.VERSION} now.\n"
     assert tritext("database", "migrate").out == f"The schema is {schema.VERSION} already.\n"
+
+
+def test_preparing_a_directory_takes_one_model(tritext: Command, config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text().replace("}]}", "}, {id: other, source: /nowhere}]}"))
+    result = tritext("model", "prepare", "--output", str(tmp_path / "new"))
+    assert result.status == 1
+    assert "name one with --source" in result.err
+
+
+def test_a_model_is_prepared_into_a_directory_of_its_own(
+    tritext: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_tiny_model(tmp_path / "tiny")
+
+    def write(_source: Path, target: Path, *_: object) -> None:
+        target.write_bytes(b"weights")
+
+    monkeypatch.setattr(loading, "write_quantized", write)
+    result = tritext("model", "prepare", "--source", str(source), "--output", str(tmp_path / "new"))
+    assert result.out == f"tiny  {tmp_path / 'new'}\n"
+    assert (tmp_path / "new" / "int8.safetensors").read_bytes() == b"weights"
+    assert (tmp_path / "new" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{", "cannot be read as JSON"), ('{"model_type": "gpt2"}', "cannot be prepared")]
+)
+def test_why_a_directory_cannot_be_prepared_is_told_in_a_sentence(
+    tritext: Command, tmp_path: Path, content: str, words: str
+) -> None:
+    source = make_tiny_model(tmp_path / "tiny")
+    (source / "config.json").write_text(content)
+    result = tritext("model", "prepare", "--source", str(source), "--output", str(tmp_path / "new"))
+    assert result.status == 1
+    assert words in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_own_model_with_a_malformed_config_is_told_in_a_sentence(
+    tritext: Command, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "missing_on_this_machine", lambda: None)
+    source = make_tiny_model(tmp_path / "tiny")
+    (source / "config.json").write_text("[")
+    config.write_text(config.read_text().replace("/nowhere", str(source)))
+    result = tritext("model", "prepare")
+    assert result.status == 1
+    assert "cannot be read as JSON" in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err

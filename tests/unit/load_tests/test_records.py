@@ -9,6 +9,7 @@ from load_tests.records import (
     MemoryRecord,
     PrefillRecord,
     Record,
+    RepeatRecord,
     RunRecord,
     StartRecord,
     append,
@@ -24,6 +25,7 @@ _RECORDS: list[Record] = [
     StartRecord("a", 0, 1.5),
     cell(),
     PrefillRecord("a", 0, 64, (0.1, 0.2)),
+    RepeatRecord("a", 0, (0.5, 0.6), (0.1, 0.2)),
     MemoryRecord("a", 0, 32, 10, 20, "python x"),
     FailureRecord("a", 1, "HTTP 500"),
 ]

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from load_tests.records import FailureRecord, MemoryRecord, PrefillRecord, Record, RunRecord, StartRecord, append
+from load_tests.records import (
+    FailureRecord,
+    MemoryRecord,
+    PrefillRecord,
+    Record,
+    RepeatRecord,
+    RunRecord,
+    Sample,
+    StartRecord,
+    append,
+)
 from load_tests.report import RAW_NAME, write_report
 from load_tests.tables import make_tables
 from tests.unit.load_tests.factories import cell
@@ -16,6 +26,7 @@ _RECORDS: list[Record] = [
     cell(contender="ours", concurrency=8, wall_s=1.0, num_requests=8),
     MemoryRecord("ours", 0, 8, 600, 500, "python"),
     PrefillRecord("ours", 0, 64, (0.02,)),
+    RepeatRecord("ours", 0, (0.3, 0.2, 0.4), (0.04, 0.05, 0.03)),
     cell(contender="theirs", concurrency=8, wall_s=2.0, num_requests=8),
     FailureRecord("theirs", 1, "RuntimeError('out of\nluck')"),
 ]
@@ -39,11 +50,22 @@ def test_every_kind_of_record_is_shown() -> None:
     assert "| ours | 100, 100 | 100, 100 |" in lines
     assert "| ours | 2.2 | 600 | 500 |" in lines
     assert "| ours | 3200 |" in lines
+    assert "| ours | 300 | 40 | 7.5 |" in lines
     assert "- theirs, round 2: RuntimeError('out of luck')" in lines
+
+
+def test_what_a_service_adds_is_the_difference_to_its_engine_where_both_were_measured() -> None:
+    service = [cell(contender="ours", concurrency=number, samples=(Sample(1.0, 1.2, 2.0, 9),)) for number in (1, 8)]
+    engine = cell(contender="ours, engine in process", concurrency=8, samples=(Sample(0.5, 0.65, 2.0, 9),))
+    lines = _lines([*service, engine])
+    added = lines[lines.index(next(line for line in lines if "adds to its engine" in line)) :]
+    assert "| ours |  | 50, 50 |" in added
 
 
 def test_what_was_not_measured_has_no_table() -> None:
     page = make_tables([cell()])
+    assert "adds to its engine" not in page
+    assert "times sooner" not in page
     assert "Prompt tokens" not in page
     assert "Not measured" not in page
     assert "Start and memory" not in page

@@ -36,6 +36,11 @@ def _bring_keys_over() -> None:
     op.execute(keys.insert().from_select([*old.keys(), "scopes", "limits"], columns))
 
 
+def _create_partial_index(name: str, table: str, column: str, condition: str) -> None:
+    where = sa.text(condition)
+    op.create_index(name, table, [column], unique=False, sqlite_where=where, postgresql_where=where)
+
+
 def _create_tables() -> None:
     op.create_table(
         "accounts",
@@ -72,7 +77,7 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("account", "key", name=op.f("idempotent_requests_pk")),
     )
     op.create_index("idempotent_requests_by_expiry", "idempotent_requests", ["expires_at"], unique=False)
-    op.create_index("idempotent_requests_by_owner", "idempotent_requests", ["owner"], unique=False)
+    _create_partial_index("idempotent_requests_by_owner", "idempotent_requests", "owner", "owner IS NOT NULL")
     op.create_table(
         "ledger",
         sa.Column("id", sa.String(length=150), nullable=False),
@@ -93,8 +98,9 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("ledger_pk")),
     )
     op.create_index("ledger_by_account", "ledger", ["account", "created_at", "id"], unique=False)
-    op.create_index("ledger_by_key", "ledger", ["key_id", "settled_at"], unique=False)
-    op.create_index("ledger_by_owner", "ledger", ["owner"], unique=False)
+    op.create_index("ledger_by_key", "ledger", ["key_id", "created_at", "id"], unique=False)
+    _create_partial_index("ledger_by_owner", "ledger", "owner", "owner IS NOT NULL")
+    _create_partial_index("ledger_open", "ledger", "key_id", "settled_at IS NULL")
     op.create_index("ledger_by_time", "ledger", ["created_at", "id"], unique=False)
     op.create_table(
         "owners",
@@ -113,8 +119,8 @@ def _create_tables() -> None:
     )
     op.create_table(
         "usage_by_day",
-        sa.Column("day", sa.String(length=10), nullable=False),
         sa.Column("account", sa.String(length=200), nullable=False),
+        sa.Column("day", sa.String(length=10), nullable=False),
         sa.Column("key_id", sa.String(length=32), nullable=False),
         sa.Column("dialect", sa.String(length=20), nullable=False),
         sa.Column("model", sa.String(length=200), nullable=False),
@@ -123,9 +129,9 @@ def _create_tables() -> None:
         sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
         sa.Column("characters", sa.BigInteger(), nullable=False),
         sa.Column("cost", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("day", "account", "key_id", "dialect", "model", name=op.f("usage_by_day_pk")),
+        sa.PrimaryKeyConstraint("account", "day", "key_id", "dialect", "model", name=op.f("usage_by_day_pk")),
     )
-    op.create_index("usage_by_day_by_account", "usage_by_day", ["account", "day"], unique=False)
+    op.create_index("usage_by_day_by_day", "usage_by_day", ["day", "account"], unique=False)
     op.create_table(
         "credit_grants",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from deployments.engine.native.architecture import Unsupported, architecture_of, read_architecture
+from deployments.model_files import ModelSourceError
 
 from .models import TINY
 
@@ -80,5 +81,5 @@ def test_rotary_frequencies_are_those_of_transformers(rope: dict[str, Any]) -> N
 
 
 def test_a_missing_configuration_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"config\.json"):
+    with pytest.raises(ModelSourceError, match=r"no config\.json"):
         read_architecture(tmp_path)
