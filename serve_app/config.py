@@ -124,16 +124,22 @@ class AppConfig(Settings):
 
 
 class Home(BaseSettings):
-    """Where local state lies (database, prepared models, logs): TRITEXT_HOME, by default ~/.tritext."""
+    """Where local state lies (database, prepared models, logs): TRITEXT_HOME, by default ~/.tritext.
+
+    secret_database_url: from TRITEXT_DATABASE_URL; it goes before the configured one, and may hold a password.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="TRITEXT_", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
     )
 
     home: Path = Field(default_factory=default_home)
+    secret_database_url: SecretStr | None = Field(default=None, validation_alias="TRITEXT_DATABASE_URL")
 
     def database_url(self, config: AppConfig) -> str:
-        """The configured database, by default an SQLite file under home."""
+        """The database of TRITEXT_DATABASE_URL, else the configured one, else an SQLite file under home."""
+        if self.secret_database_url is not None:
+            return self.secret_database_url.get_secret_value()
         return config.database_url or f"sqlite:///{self.home / 'tritext.db'}"
 
 

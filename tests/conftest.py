@@ -30,7 +30,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     """The directory of local state: never the developer's own."""
     path = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("TRITEXT_HOME", str(path))
-    monkeypatch.delenv("TRITEXT_KEY_PEPPER", raising=False)
+    for secret in ("TRITEXT_KEY_PEPPER", "TRITEXT_DATABASE_URL"):
+        monkeypatch.delenv(secret, raising=False)
     return path
 
 

@@ -16,7 +16,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TextClause,
     text,
 )
 
@@ -29,9 +28,9 @@ metadata = MetaData(
 )
 
 
-def _where(condition: str) -> dict[str, TextClause]:
-    """What makes an index hold only these rows: few of many."""
-    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+def _partial_index(name: str, column: str, condition: str) -> Index:
+    """An index that holds only the rows of this condition: few of many."""
+    return Index(name, column, sqlite_where=text(condition), postgresql_where=text(condition))
 
 
 accounts = Table(
@@ -102,8 +101,8 @@ ledger = Table(  # one line for each request that may cost something
     Column("characters", BigInteger, nullable=False, server_default="0"),
     Column("cost", BigInteger, nullable=False, server_default="0"),
     Column("outcome", String(20)),  # completed, cancelled, failed, lost
-    Index("ledger_by_owner", "owner", **_where("owner IS NOT NULL")),
-    Index("ledger_open", "key_id", **_where("settled_at IS NULL")),
+    _partial_index("ledger_by_owner", "owner", "owner IS NOT NULL"),
+    _partial_index("ledger_open", "key_id", "settled_at IS NULL"),
     Index("ledger_by_key", "key_id", "created_at", "id"),
     Index("ledger_by_account", "account", "created_at", "id"),
     Index("ledger_by_time", "created_at", "id"),
@@ -149,7 +148,7 @@ idempotent_requests = Table(
     Column("headers", JSON(none_as_null=True)),
     Column("body", LargeBinary),
     Index("idempotent_requests_by_expiry", "expires_at"),
-    Index("idempotent_requests_by_owner", "owner", **_where("owner IS NOT NULL")),
+    _partial_index("idempotent_requests_by_owner", "owner", "owner IS NOT NULL"),
 )
 
 audit_log = Table(  # rows are only ever added

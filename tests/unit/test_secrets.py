@@ -62,3 +62,12 @@ def test_the_default_database_lies_in_the_home_directory(home: Path) -> None:
     secrets = Secrets.load(create=True)
     assert secrets.database_url(CONFIG) == f"sqlite:///{home}/tritext.db"
     assert secrets.database_url(CONFIG.model_copy(update={"database_url": "sqlite:////x.db"})) == "sqlite:////x.db"
+
+
+def test_the_environment_names_the_database_and_goes_before_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured = CONFIG.model_copy(update={"database_url": "postgresql://configured/tritext"})
+    assert Secrets.load(create=True).database_url(configured) == "postgresql://configured/tritext"
+    monkeypatch.setenv("TRITEXT_DATABASE_URL", "postgresql://user:secret-word@db/tritext")
+    secrets = Secrets.load()
+    assert secrets.database_url(configured) == "postgresql://user:secret-word@db/tritext"
+    assert "secret-word" not in repr(secrets) + secrets.model_dump_json()
