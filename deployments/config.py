@@ -35,7 +35,7 @@ class EngineConfig(Settings):
     max_queued_sequences: PositiveInt = 256
     enable_prefix_reuse: bool = True
     speculation: Literal["prompt_lookup"] | None = "prompt_lookup"
-    stream_interval_s: NonNegativeFloat = 0.03
+    stream_interval_s: NonNegativeFloat = 0.08
 
 
 class ModelConfig(Settings):

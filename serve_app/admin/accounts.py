@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from deployments.errors import InvalidParameter
 from serve_app.admin.amounts import Credits, to_credits, to_microcredits
-from serve_app.admin.call import PageQuery, administrator, json_answer, once, page_object, read_body
+from serve_app.admin.call import PageQuery, administrator, json_answer, once, page_object, path_id, read_body
 from serve_app.admin.documents import ACCOUNT, documented, page_of
 from serve_app.admin.times import to_iso
 from serve_app.http.query import parse_query
@@ -68,12 +68,12 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def get_account(request: Request) -> Response:
         """One account."""
         await administrator(request, services)
-        return json_answer(account_object(await services.accounts.get(request.path_params["account"])))
+        return json_answer(account_object(await services.accounts.get(path_id(request, "account"))))
 
     async def rename_account(request: Request) -> Response:
         """Changes the name of an account; its id stays."""
         admin = await administrator(request, services)
-        account_id = request.path_params["account"]
+        account_id = path_id(request, "account")
         await services.accounts.get(account_id)
         body = await read_body(request, services, RenamedAccount)
         account = await services.accounts.rename(account_id, body.name, actor=admin.key_id)
@@ -82,14 +82,14 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def close_account(request: Request) -> Response:
         """Ends an account for good: its keys are refused. Its usage and its lines in the ledger stay."""
         admin = await administrator(request, services)
-        account = await services.accounts.close(request.path_params["account"], actor=admin.key_id)
+        account = await services.accounts.close(path_id(request, "account"), actor=admin.key_id)
         return json_answer(account_object(account))
 
     @once(services)
     async def grant_credit(request: Request) -> Response:
         """Adds to the credit of an account, or takes back. An account without a bound gets one: this amount."""
         admin = await administrator(request, services)
-        account_id = request.path_params["account"]
+        account_id = path_id(request, "account")
         await services.accounts.get(account_id)
         body = await read_body(request, services, Grant)
         amount = to_microcredits(body.amount, "amount")

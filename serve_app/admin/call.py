@@ -1,5 +1,6 @@
 """What the routes of the administration share: who asks, bodies, pages, answers."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -7,6 +8,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deployments.errors import NotFound
 from serve_app.http.authentication import identify
 from serve_app.http.idempotency import Endpoint, idempotent
 from serve_app.http.json_text import to_json
@@ -20,6 +22,8 @@ T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=WireModel)
 
 MAX_PAGE = 1000
+
+_ID = re.compile(r"[!-~]{1,200}")
 
 
 class PageQuery(QueryModel):
@@ -48,6 +52,14 @@ async def read_body(request: Request, services: Services, model: type[BodyT]) ->
         request, max_bytes=http.max_body_bytes, max_depth=http.max_json_depth, require_json_content_type=True
     )
     return parse(model, data)
+
+
+def path_id(request: Request, name: str) -> str:
+    """The id of an account or a key in the path. Raises NotFound where no id has this form."""
+    found: str = request.path_params[name]
+    if not _ID.fullmatch(found):
+        raise NotFound(f"there is no {name} with such an id")
+    return found
 
 
 def page_object(

@@ -5,7 +5,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.admin.call import PageQuery, administrator, json_answer, once, page_object, read_body
+from serve_app.admin.call import PageQuery, administrator, json_answer, once, page_object, path_id, read_body
 from serve_app.admin.documents import KEY, LIMITS, NEW_KEY, documented, page_of
 from serve_app.admin.key_wire import KeyChange, NewKey, Rotation, key_object, to_grant
 from serve_app.admin.times import from_iso
@@ -22,7 +22,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def create_key(request: Request) -> Response:
         """Makes a key of an account. Its text, `key`, is in this answer only."""
         admin = await administrator(request, services)
-        account = await services.accounts.get(request.path_params["account"])
+        account = await services.accounts.get(path_id(request, "account"))
         body = await read_body(request, services, NewKey)
         text, record = await services.keys.create(
             account.id,
@@ -43,12 +43,12 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def get_key(request: Request) -> Response:
         """One key, without its secret."""
         await administrator(request, services)
-        return json_answer(key_object(await services.keys.get(request.path_params["key"])))
+        return json_answer(key_object(await services.keys.get(path_id(request, "key"))))
 
     async def change_key(request: Request) -> Response:
         """Changes what a key may do. Every process knows within 5 seconds."""
         admin = await administrator(request, services)
-        present = await services.keys.get(request.path_params["key"])
+        present = await services.keys.get(path_id(request, "key"))
         body = await read_body(request, services, KeyChange)
         changed = await services.keys.change(
             present.id, to_grant(body, services.models, present=present.grant), actor=admin.key_id
@@ -59,7 +59,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def rotate_key(request: Request) -> Response:
         """Gives a key a new secret, which is in this answer only; id, limits, budget and usage stay."""
         admin = await administrator(request, services)
-        present = await services.keys.get(request.path_params["key"])
+        present = await services.keys.get(path_id(request, "key"))
         body = await read_body(request, services, Rotation)
         text, record = await services.keys.rotate(present.id, overlap_s=body.overlap_s, actor=admin.key_id)
         return json_answer({**key_object(record), "key": text}, status=201)
@@ -67,7 +67,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def revoke_key(request: Request) -> Response:
         """Ends a key for good. Every process refuses it within 5 seconds."""
         admin = await administrator(request, services)
-        key_id = request.path_params["key"]
+        key_id = path_id(request, "key")
         await services.keys.revoke(key_id, actor=admin.key_id)
         return json_answer(key_object(await services.keys.get(key_id)))
 

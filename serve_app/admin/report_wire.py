@@ -5,6 +5,7 @@ import binascii
 import csv
 import io
 import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -152,11 +153,15 @@ def _to_cursor(values: list[Any]) -> str:
 def _from_cursor(text: str, types: Sequence[type]) -> list[Any]:
     try:
         values = json.loads(base64.urlsafe_b64decode(text.encode() + b"=="))
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         values = None
-    if not isinstance(values, list) or list(map(type, values)) != list(types):
+    if not isinstance(values, list) or list(map(type, values)) != list(types) or not all(map(_is_sane, values)):
         raise InvalidParameter("after must be the `next` of a page of the same request", "after")
     return values
+
+
+def _is_sane(value: str | float) -> bool:
+    return value.isprintable() if isinstance(value, str) else math.isfinite(value)
 
 
 async def as_json_lines(rows: AsyncIterator[Row]) -> AsyncGenerator[bytes, None]:

@@ -21,11 +21,14 @@ QueryT = TypeVar("QueryT", bound=QueryModel)
 
 
 def parse_query(model: type[QueryT], request: Request) -> QueryT:
-    """Raises InvalidParameter, also for a parameter that stands twice."""
+    """Raises InvalidParameter, also for a parameter that stands twice or holds what no text should."""
     pairs = request.query_params.multi_items()
     for name, count in Counter(name for name, _ in pairs).items():
         if count > 1:
             raise InvalidParameter(f"{name} stands twice", name)
+    for name, value in pairs:
+        if not value.isprintable():
+            raise InvalidParameter(f"{name} must have printable characters only", name)
     return parse(model, dict(pairs))
 
 

@@ -50,6 +50,12 @@ def environment(
         "OMP_NUM_THREADS": str(num_threads),
         # Ray runs its workers at the priority of background jobs; these answer people who wait.
         "RAY_worker_niceness": "0",
+        # How often the controller looks at everything, and processes report their counters: each 0.1 s by default,
+        # which takes 5 % of a core at all times.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+        # Each thread that allocates would get an arena of its own: 30 MB more in a generator.
+        "MALLOC_ARENA_MAX": "2",
         # How soon autoscaling sees a waiting request; 10 s by default.
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",

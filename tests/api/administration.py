@@ -65,7 +65,7 @@ def client_of(services: Services, key: str) -> httpx.AsyncClient:
 async def running_service(
     database_url: str, *, limits: LimitsConfig | None = None, billing: BillingConfig | None = None, **parts: Any
 ) -> AsyncIterator[Service]:
-    """`parts` are those of `make_services`. Accounts: `operator`, whose key administers, and `acme`."""
+    """`parts` are those of `make_services`. Accounts, made where missing: `operator`, whose key administers; `acme`."""
     async with open_database(database_url) as database:
         plain = make_services(limits=limits, billing=billing, **parts)
         rules = Rules(make_prices(plain.config.billing), make_limits(plain.config.limits))
@@ -81,8 +81,8 @@ async def running_service(
             audit=SqlAuditLog(database),
             idempotency=SealedAnswers(SqlIdempotentRequests(database, OWNER), PEPPER),
         )
-        await services.accounts.create("operator", actor="test")
-        await services.accounts.create("acme", actor="test")
+        for account in ("operator", "acme"):
+            await services.accounts.ensure(account, actor="test")
         all_scopes = KeyGrant(scopes=frozenset(Scope))
         admin_key, _ = await services.keys.create("operator", "admin", actor="test", grant=all_scopes)
         client_key, _ = await services.keys.create("acme", "client", actor="test")

@@ -286,3 +286,20 @@ async def test_replayed_generation_is_billed_once(sqlite_url: str) -> None:
         [used] = (await service.client.get("/v1/usage")).json()["data"]
         assert used["requests"] == 1
         assert len(generator.requests) == 1
+
+
+async def test_counts_credit_and_kept_answers_outlive_the_process(sqlite_url: str) -> None:
+    headers = {"Idempotency-Key": "once"}
+    async with running_service(sqlite_url) as service:
+        key = service.client_key
+        await service.admin.post(f"{ACCOUNTS}/acme/credits", json={"amount": 1000})
+        first = await service.client.post(GENERATE, json={"prompt": "x"}, headers=headers)
+        credit = (await service.client.get("/v1/account")).json()["credit"]
+        assert credit < 1000
+    async with running_service(sqlite_url) as service, service.with_key(key) as client:
+        account = (await client.get("/v1/account")).json()
+        assert account["credit"] == credit
+        assert [window["remaining"] for window in account["windows"]["aitextgen"]] == [99, 4999]
+        again = await client.post(GENERATE, json={"prompt": "x"}, headers=headers)
+        assert again.content == first.content
+        assert (await client.get("/v1/account")).json()["credit"] == credit

@@ -67,7 +67,7 @@ def _read_tensors(file: Path, max_bytes: int) -> dict[str, Array]:
         if size > max_bytes:
             raise _refused(f"its {size} bytes are more than the {max_bytes} that an adapter may have")
         with file.open("rb") as stream:
-            tensors = deserialize(stream.read(max_bytes))
+            tensors = deserialize(stream.read(max_bytes))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise _refused(f"it cannot be read: {type(error).__name__}") from error
     except SafetensorError as error:

@@ -95,7 +95,9 @@ def prepare_adapter(adapter: LoadedAdapter, architecture: Architecture, weights:
                 continue
             offsets[layer * len(TARGETS) + number] = places = []
             smoothing = weights[f"layers.{layer}.{_INPUT_SMOOTHING[target]}"][: pair.a.shape[1]]
-            for piece in _packed(pair.a * smoothing, pair.b, _path(layer, target)):
+            with np.errstate(over="ignore"):
+                a = pair.a * smoothing
+            for piece in _packed(a, pair.b, _path(layer, target)):
                 places.append(size)
                 pieces.append(piece)
                 size += len(piece)
@@ -138,8 +140,8 @@ def _quantized(matrix: Array, group: int | None) -> tuple[Array, Array]:
     scales = (np.abs(grouped).max(2) / np.float32(127)).astype(np.float32)
     divisor = np.maximum(scales, np.finfo(np.float32).tiny)[:, :, None]
     with np.errstate(invalid="ignore"):
-        values = np.rint(grouped / divisor) + 128
-    return values.astype(np.uint8).reshape(matrix.shape), scales
+        values = (np.rint(grouped / divisor) + 128).astype(np.uint8)
+    return values.reshape(matrix.shape), scales
 
 
 def _lines(array: np.ndarray[Any, Any]) -> Array:

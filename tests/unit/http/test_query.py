@@ -30,6 +30,7 @@ def test_values_are_parsed() -> None:
         ("since=7&limit=2.5", "limit must be an integer", "limit"),
         ("", "since is required", "since"),
         ("since=7&since=8", "since stands twice", "since"),
+        ("since=7&after=a%00b", "after must have printable characters only", "after"),
         ("since=7&sort=up", "sort is not a field of this request", "sort"),
     ],
 )

@@ -16,8 +16,8 @@ async def test_random_requests_with_cancels_leave_nothing_and_are_exact(tmp_path
     model = soak_model(str(directory), num_threads=1, kv_cache_bytes=512 * 256)
     async with started(model, tmp_path) as node:
         stats = node.stats()
-        result = await soak(node, vocab_size=384, num_requests=400, seed=3)
+        result = await soak(node, vocab_size=384, num_requests=300, seed=3)
     assert stats.num_blocks == 32
-    assert result.ends["answered"] > 200
+    assert result.ends["answered"] > 150
     assert result.ends["cancelled"] > 40
-    assert (result.num_repeated, result.num_different, result.left_over) == (80, 0, "")
+    assert (result.num_repeated, result.num_different, result.left_over) == (60, 0, "")
