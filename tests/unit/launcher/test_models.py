@@ -18,12 +18,12 @@ def serve_file(source: Path, **engine: object) -> ServeFile:
 
 
 def test_a_model_that_runs_in_float32_starts_no_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(models.subprocess, "Popen")
+    monkeypatch.setattr(models, "subprocess", None)  # it would fail to start anything
     prepare_models(serve_file(make_tiny_model(tmp_path / "tiny"), dtype="float32"), tmp_path, lambda _: None)
 
 
 def test_a_malformed_config_is_told_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(models.subprocess, "Popen")
+    monkeypatch.setattr(models, "subprocess", None)  # it would fail to start anything
     monkeypatch.setattr("deployments.engine.native.loading.missing_on_this_machine", lambda: None)
     directory = make_tiny_model(tmp_path / "tiny")
     (directory / "config.json").write_text("{")
