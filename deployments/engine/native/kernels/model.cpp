@@ -85,6 +85,7 @@ class Model {
     struct Chunk {
         int begin, end;  // rows
         std::vector<Tile> tiles;
+        bool has_logits;  // whether logits of some of its rows are wanted
     };
 
     Linear qkv(int layer) const { return {layers_[layer].qkv, hidden_, qkv_}; }
@@ -96,7 +97,8 @@ class Model {
     void prepare(const Step& step) {
         chunks_.clear();
         for (int row = 0; row < step.rows; row += CHUNK_ROWS)
-            chunks_.push_back({row, std::min(row + CHUNK_ROWS, step.rows), {}});
+            chunks_.push_back({row, std::min(row + CHUNK_ROWS, step.rows), {}, false});
+        for (int i = 0; i < step.logit_rows; ++i) chunks_[step.logits_of[i] / CHUNK_ROWS].has_logits = true;
         owners_.resize(step.rows);
         pages_.clear();
         page_starts_.clear();
@@ -172,6 +174,8 @@ class Model {
             turn_and_keep(step, index, chunk.begin + row, row);
         }
         team_.barrier();
+        // Of a prompt's last layer only keys and values are wanted, but for the rows that get logits.
+        if (index == shape_.layers - 1 && !chunk.has_logits) return;
         attend_tiles(step, index, chunk, thread);
         team_.barrier();
         for (int row = rows.begin; row < rows.end; ++row) {
