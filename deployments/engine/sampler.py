@@ -12,7 +12,6 @@ from deployments.engine.sampling.draw import Draw, TorchDraw
 from deployments.engine.sampling.edits import edit_logits
 from deployments.engine.sampling.logprobs import token_logprobs
 from deployments.engine.sampling.sequence_state import SequenceState
-from deployments.engine.sampling.uniforms import uniforms
 from deployments.errors import GenerationFailed, InvalidRequest, ServiceError
 from deployments.types import SamplingParams
 
@@ -153,18 +152,14 @@ class Sampler:
         ]
         if drawn:
             params = [rows[index].params for index in drawn]
-            numbers = uniforms(
-                [p.seed for p in params],
-                [rows[index].sequence_index for index in drawn],
-                [rows[index].position for index in drawn],
-            )
+            numbers = [states[index].uniform(rows[index].sequence_index, rows[index].position) for index in drawn]
             where = torch.tensor(drawn, device=logits.device)
             everything = len(drawn) == len(rows)
             tokens = self._draw.draw_tokens(
                 logits if everything else logits[where],
                 maxima if everything else maxima[where],
                 params,
-                torch.from_numpy(numbers).to(logits.device),
+                torch.tensor(numbers, dtype=torch.float64, device=logits.device),
             )
             for index, token_id in zip(drawn, tokens.tolist(), strict=True):
                 results[index] = token_id

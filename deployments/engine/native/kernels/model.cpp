@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "attention.h"
@@ -84,6 +85,7 @@ class Model {
     struct Chunk {
         int begin, end;  // rows
         std::vector<Tile> tiles;
+        bool has_logits;  // whether logits of some of its rows are wanted
     };
 
     Linear qkv(int layer) const { return {layers_[layer].qkv, hidden_, qkv_}; }
@@ -95,11 +97,19 @@ class Model {
     void prepare(const Step& step) {
         chunks_.clear();
         for (int row = 0; row < step.rows; row += CHUNK_ROWS)
-            chunks_.push_back({row, std::min(row + CHUNK_ROWS, step.rows), {}});
+            chunks_.push_back({row, std::min(row + CHUNK_ROWS, step.rows), {}, false});
+        for (int i = 0; i < step.logit_rows; ++i) chunks_[step.logits_of[i] / CHUNK_ROWS].has_logits = true;
         owners_.resize(step.rows);
+        pages_.clear();
+        page_starts_.clear();
         int longest = 1;
         const int per_key_head = shape_.heads / shape_.kv_heads;
         for (int s = 0; s < step.sequences; ++s) {
+            page_starts_.push_back(int(pages_.size()));
+            const int pages_per_block = shape_.block_size / PAGE;
+            for (int page = 0; page * PAGE <= step.positions[step.starts[s + 1] - 1]; ++page)
+                pages_.push_back(step.tables[step.table_starts[s] + page / pages_per_block] * pages_per_block +
+                                 page % pages_per_block);
             for (int row = step.starts[s]; row < step.starts[s + 1]; ++row) {
                 owners_[row] = s;
                 longest = std::max(longest, step.positions[row] + 1);
@@ -158,16 +168,15 @@ class Model {
         multiply(qkv(index), of_hidden, count, blocks(qkv(index), thread), Then::store, projected_, qkv_,
                  first_block(output(index), thread));
         team_.barrier();
+        fetch_first(step, index, chunk, thread);
         for (int row = rows.begin; row < rows.end; ++row) {
             adapt_qkv(step, index, chunk.begin + row, row, of_hidden);
             turn_and_keep(step, index, chunk.begin + row, row);
         }
         team_.barrier();
-        // The longest first: they come last in a prompt.
-        const int work = int(chunk.tiles.size()) * shape_.kv_heads;
-        for (int unit; (unit = team_.claim()) < work;)
-            attend_tile(step, index, chunk, chunk.tiles[(work - 1 - unit) / shape_.kv_heads], unit % shape_.kv_heads,
-                        scratch(thread));
+        // Of a prompt's last layer only keys and values are wanted, but for the rows that get logits.
+        if (index == shape_.layers - 1 && !chunk.has_logits) return;
+        attend_tiles(step, index, chunk, thread);
         team_.barrier();
         for (int row = rows.begin; row < rows.end; ++row) {
             of_attended.quantize(row, mixed_ + size_t(row) * attended_);
@@ -235,8 +244,8 @@ class Model {
     Pages pages(const Step& step, int sequence, int layer, int head) const {
         const size_t head_size = 2 * size_t(PAGE) * shape_.head_dim;
         return {step.cache + (size_t(layer) * shape_.kv_heads + head) * head_size,
-                step.tables + step.table_starts[sequence], size_t(shape_.layers) * shape_.kv_heads * head_size,
-                shape_.block_size / PAGE, shape_.head_dim};
+                pages_.data() + page_starts_[sequence], size_t(shape_.layers) * shape_.kv_heads * head_size,
+                shape_.head_dim};
     }
 
     // Adds the bias, rotates a row's queries and keys by its position, and writes keys and values to the cache.
@@ -311,7 +320,36 @@ class Model {
         added_[row_in_chunk] = addition;
     }
 
-    void attend_tile(const Step& step, int layer, const Chunk& chunk, const Tile& tile, int key_head, float* scratch) {
+    // A tile and a key head, by the number of the unit of work. The longest first: they come last in a prompt.
+    std::pair<const Tile&, int> unit_of(const Chunk& chunk, int unit) const {
+        return {chunk.tiles[chunk.tiles.size() - 1 - unit / shape_.kv_heads], unit % shape_.kv_heads};
+    }
+
+    Upcoming upcoming(const Step& step, int layer, const Chunk& chunk, int unit) const {
+        const auto [tile, key_head] = unit_of(chunk, unit);
+        const int last_row = tile.row + (tile.end - 1) / (shape_.heads / shape_.kv_heads);
+        return {pages(step, tile.sequence, layer, key_head), step.positions[last_row] / PAGE + 1};
+    }
+
+    // Begins to load what the thread will attend to first.
+    void fetch_first(const Step& step, int layer, const Chunk& chunk, int thread) const {
+        if (thread >= int(chunk.tiles.size()) * shape_.kv_heads) return;
+        const Upcoming first = upcoming(step, layer, chunk, thread);
+        first.pages.fetch(0, first.num_pages);
+    }
+
+    // A thread's part of the attention: a first unit of work of its own, then whichever is next.
+    void attend_tiles(const Step& step, int layer, const Chunk& chunk, int thread) {
+        const int work = int(chunk.tiles.size()) * shape_.kv_heads;
+        for (int unit = thread, next; unit < work; unit = next) {
+            next = team_.size() + team_.claim();
+            attend_tile(step, layer, chunk, unit, upcoming(step, layer, chunk, next < work ? next : unit),
+                        scratch(thread));
+        }
+    }
+
+    void attend_tile(const Step& step, int layer, const Chunk& chunk, int unit, const Upcoming& next, float* scratch) {
+        const auto [tile, key_head] = unit_of(chunk, unit);
         const int per_key_head = shape_.heads / shape_.kv_heads, count = tile.end - tile.begin;
         const float* queries[TILE_QUERIES];
         float* out[TILE_QUERIES];
@@ -323,7 +361,7 @@ class Model {
             out[m] = mixed_ + size_t(row - chunk.begin) * attended_ + head * shape_.head_dim;
             lengths[m] = step.positions[row] + 1;
         }
-        attend(pages(step, tile.sequence, layer, key_head), count, queries, lengths, out, scratch);
+        attend(pages(step, tile.sequence, layer, key_head), count, queries, lengths, out, next, scratch);
     }
 
     const Shape shape_;
@@ -342,6 +380,8 @@ class Model {
     size_t scratch_floats_ = 0;
     std::vector<Chunk> chunks_;
     std::vector<int> owners_;           // the sequence of each row
+    std::vector<int32_t> pages_;        // of all sequences, one after the other
+    std::vector<int> page_starts_;      // of each sequence: where in `pages_`
     std::vector<const float*> added_;   // what a row's adapter adds to gate and up, in additions_; or null
     Buffer<float> additions_;           // [rows][2 * intermediate]
 };
