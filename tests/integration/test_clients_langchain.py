@@ -1,27 +1,34 @@
 """`langchain-openai`, unmodified, against a running service: its completions class and its chat class."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAI
 
 from tests.integration.service import MODEL, Service
 
-pytestmark = [
-    pytest.mark.timeout(400),
-    # LangChain caches its HTTP clients for the life of the process.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
+pytestmark = pytest.mark.timeout(400)
 
 PROMPT = "The capital of France is"
 
 
 @pytest.fixture
-def where(service: Service) -> dict[str, Any]:
-    return {
-        "base_url": f"{service.url}/v1", "api_key": service.key, "model": MODEL, "max_retries": 0, "timeout": 120
-    }  # fmt: skip
+async def where(service: Service) -> AsyncIterator[dict[str, Any]]:
+    """With HTTP clients that the test closes: LangChain's own live as long as the process, and longer than their loop."""
+    with httpx.Client() as http_client:
+        async with httpx.AsyncClient() as http_async_client:
+            yield {
+                "base_url": f"{service.url}/v1",
+                "api_key": service.key,
+                "model": MODEL,
+                "max_retries": 0,
+                "timeout": 120,
+                "http_client": http_client,
+                "http_async_client": http_async_client,
+            }
 
 
 @pytest.fixture

@@ -90,6 +90,9 @@ async def test_asynchronous_calls(litellm: Any, where: dict[str, Any]) -> None:
     stream = await litellm.acompletion(**asked, stream=True)
     said = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert said == answers[0].choices[0].message.content
+    # They would outlive the event loop, and be closed in that of another test.
+    await litellm.close_litellm_async_clients()
+    litellm.in_memory_llm_clients_cache.flush_cache()
 
 
 @pytest.mark.parametrize("prefix", TEXT_PREFIXES)

@@ -38,7 +38,7 @@ def test_every_printed_line_answers_with_text(service: Service) -> None:
 
 
 def test_every_streamed_line_is_an_http_chunk_of_its_own(service: Service) -> None:
-    request = {"prompt": {"text": "One day"}, "length": 1500, "forceNoEnd": True, "streamResponse": True}
+    request = {"prompt": {"text": "One day"}, "length": 1000, "forceNoEnd": True, "streamResponse": True}
     body = json.dumps(request).encode()
     head = (
         f"POST /v1/models/{MODEL}/generate HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {service.key}\r\n"
