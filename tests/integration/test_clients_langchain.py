@@ -17,7 +17,7 @@ PROMPT = "The capital of France is"
 
 @pytest.fixture
 async def where(service: Service) -> AsyncIterator[dict[str, Any]]:
-    """With HTTP clients that the test closes: LangChain's own live as long as the process, and longer than their loop."""
+    """With HTTP clients that the test closes: LangChain's own would outlive their event loop."""
     with httpx.Client() as http_client:
         async with httpx.AsyncClient() as http_async_client:
             yield {

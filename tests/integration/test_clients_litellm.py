@@ -92,7 +92,6 @@ async def test_asynchronous_calls(litellm: Any, where: dict[str, Any]) -> None:
     assert said == answers[0].choices[0].message.content
     # They would outlive the event loop, and be closed in that of another test.
     await litellm.close_litellm_async_clients()
-    litellm.in_memory_llm_clients_cache.flush_cache()
 
 
 @pytest.mark.parametrize("prefix", TEXT_PREFIXES)
