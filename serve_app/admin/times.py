@@ -20,7 +20,8 @@ def from_iso(text: str | None, param: str) -> float | None:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             raise ValueError
-        return moment.timestamp()
+        # Refuses what is out of the calendar in UTC, and could not be shown again.
+        return moment.astimezone(UTC).timestamp()
     except (ValueError, OverflowError):
         raise InvalidParameter(f"{param} must be a time with its zone, such as 2026-01-31T12:00:00Z", param) from None
 

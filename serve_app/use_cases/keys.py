@@ -23,6 +23,7 @@ MAX_NAME_LENGTH = 200
 
 _MAX_CACHED_KEYS = 10_000
 _DIGEST_OF_NO_KEY = bytes(hashlib.sha256().digest_size)
+_END_OF_CALENDAR = 253_370_764_800.0  # the year 9999; later times cannot be written down
 
 
 class Keys:
@@ -64,8 +65,8 @@ class Keys:
         now = self._now()
         check_name(name, "name")
         check_grant(grant)
-        if expires_at is not None and not expires_at > now:
-            raise InvalidParameter("expires_at must be in the future", "expires_at")
+        if expires_at is not None and not now < expires_at < _END_OF_CALENDAR:
+            raise InvalidParameter("expires_at must be in the future, and before the year 9999", "expires_at")
         key = generate_key()
         record = KeyRecord(key.id, account, name, self._digest(key.text), now, grant=grant, expires_at=expires_at)
         details = {"account": account, "name": name, "expires_at": expires_at, **describe_grant(grant)}

@@ -58,7 +58,7 @@ def read_config(directory: Path) -> LoraScale:
     for key, value in config.items():
         # Whatever else is switched on (DoRA, modules_to_save, patterns of ranks, what comes next) computes otherwise.
         if key not in _READ | _ABOUT_TRAINING and value:
-            raise _refused(f"{key} is {value!r}, which is not supported")
+            raise _refused(f"{key!r} is {value!r}, which is not supported")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
         raise _refused(f"r is {rank!r}, not a whole number from 1 to {MAX_RANK}")

@@ -76,6 +76,8 @@ def _read_tensors(file: Path, max_bytes: int) -> dict[str, Array]:
 
 
 def _as_float32(name: str, tensor: Mapping[str, Any]) -> Array:
+    if len(tensor["shape"]) != 2 or 0 in tensor["shape"]:
+        raise _refused(f"{name} has the shape {tensor['shape'][:4]}, which is no matrix")
     match tensor["dtype"]:
         case "F32":
             values: Array = np.frombuffer(tensor["data"], "<f4").astype(np.float32)

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from deployments.engine.lora.peft_files import check_fits
 from deployments.engine.protocol import LoadedAdapter
 from deployments.engine.scheduler import ScheduledSequence
+from deployments.errors import InvalidAdapter
 from deployments.types import AdapterRef
 
 
@@ -70,16 +71,19 @@ class TorchAdapters:
         self._step: _Step | None = None
 
     def prepare(self, adapter: LoadedAdapter) -> TorchAdapter:
-        """Copies the adapter to the model's device. Raises InvalidAdapter where it does not fit the model."""
+        """Copies the adapter to the model's device. Raises InvalidAdapter where it does not fit the model, or its
+        numbers the model's type."""
         check_fits(adapter, {path: shape for path, (_, shape) in self._linears.items()})
         as_model = functools.partial(torch.Tensor.to, device=self._model.device, dtype=self._model.dtype)
-        return TorchAdapter(
-            adapter.ref,
-            {
-                path: (as_model(torch.from_numpy(pair.a)), as_model(torch.from_numpy(pair.b)))
-                for path, pair in adapter.pairs.items()
-            },
-        )
+        pairs = {
+            path: (as_model(torch.from_numpy(pair.a)), as_model(torch.from_numpy(pair.b)))
+            for path, pair in adapter.pairs.items()
+        }
+        for path, pair in pairs.items():
+            # Zero times infinity is no number: it would reach the rows of other adapters.
+            if not all(bool(factor.isfinite().all()) for factor in pair):
+                raise InvalidAdapter(f"{path}: the adapter's numbers are too large for {self._model.dtype}")
+        return TorchAdapter(adapter.ref, pairs)
 
     @contextmanager
     def applied(self, scheduled: Sequence[ScheduledSequence]) -> Iterator[None]:

@@ -8,6 +8,7 @@ import ctypes
 import mmap
 import os
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from deployments.config import EngineConfig
 from deployments.engine.native.architecture import Architecture
 from deployments.engine.native.native_adapter import NativeAdapter, prepare_adapter
 from deployments.engine.native.native_draw import NativeDraw
+from deployments.engine.native.packing import GROUP, packed_bytes
 from deployments.engine.native.weight_file import Array, map_weights
 from deployments.engine.protocol import LoadedAdapter
 from deployments.engine.sampling.draw import Draw
@@ -73,13 +75,15 @@ class NativeRunner:
         self._architecture = architecture
         self._block_size = config.block_size
         self._weights = map_weights(weights)
+        _check_sizes(self._weights, architecture)
         self.vocab_size = architecture.vocab_size
         self.draw: Draw = NativeDraw(kernels, config.num_threads)
         bytes_per_token = 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim * 2
         self.num_blocks = config.kv_cache_bytes // (bytes_per_token * config.block_size)
         self._cache: Array = _cache_memory(self.num_blocks * config.block_size * bytes_per_token)
         self._model = ctypes.c_void_p(self._create(config))
-        weakref.finalize(self, self._kernels.tritext_destroy, self._model)
+        # Not at exit, when a step may still be running in a thread that nobody has stopped.
+        weakref.finalize(self, self._kernels.tritext_destroy, self._model).atexit = False
 
     def run(self, batch: Batch) -> Tensor:
         """Raises ValueError for a token or a block that does not exist, MemoryError when memory runs out."""
@@ -158,6 +162,30 @@ class NativeRunner:
         if not model:
             raise MemoryError("no memory for the model")
         return model
+
+
+def _check_sizes(weights: Mapping[str, Array], architecture: Architecture) -> None:
+    """Raises ValueError where a tensor that the kernels read, which check nothing, is missing or too short."""
+    a = architecture
+    hidden = -(-a.hidden_size // GROUP) * GROUP
+    layer = {
+        "attention_norm": 4 * hidden,
+        "qkv": packed_bytes(a.qkv_size, hidden),
+        "output": packed_bytes(a.hidden_size, a.attention_size),
+        "mlp_norm": 4 * hidden,
+        "gate_up": 2 * packed_bytes(a.intermediate_size, hidden),
+        "down": packed_bytes(a.hidden_size, a.intermediate_size),
+        **({"qkv_bias": 4 * a.qkv_size} if a.qkv_bias else {}),
+    }
+    sizes = {
+        "embedding": 2 * a.vocab_size * hidden,
+        "norm": 4 * hidden,
+        "head": packed_bytes(a.vocab_size, hidden),
+        **{f"layers.{index}.{name}": size for index in range(a.num_layers) for name, size in layer.items()},
+    }
+    for name, size in sizes.items():
+        if name not in weights or weights[name].nbytes < size:
+            raise ValueError(f"the prepared weights are not those of the model's config.json: see the tensor {name}")
 
 
 def _adapters(batch: Batch) -> ctypes.Array[ctypes.c_void_p]:

@@ -44,6 +44,13 @@ def pack(values: Tensor, scales: Tensor) -> Array:
     return padded(torch.cat([weights, scale_bytes], 1), _LINE_BYTES, 1).flatten().numpy()
 
 
+def packed_bytes(n: int, k: int) -> int:
+    """How many bytes `pack` makes of values [n, k]."""
+    k = -(-k // GROUP) * GROUP
+    block = COLUMNS * k + COLUMNS * 2 * (k // GROUP)
+    return -(-n // COLUMNS) * (-(-block // _LINE_BYTES) * _LINE_BYTES)
+
+
 def in_turn(gate: Tensor, up: Tensor) -> Tensor:
     """Rows of two matrices, 48 of the one and 48 of the other in turn, as a gated linear has them."""
     gate, up = padded(gate, COLUMNS, 0), padded(up, COLUMNS, 0)

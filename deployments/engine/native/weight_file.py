@@ -37,7 +37,7 @@ def read_metadata(file: Path) -> dict[str, str]:
     """Raises OSError or ValueError."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    metadata: dict[str, str] = header["__metadata__"]
+    metadata: dict[str, str] = header.get("__metadata__", {})
     return metadata
 
 

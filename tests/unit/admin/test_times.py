@@ -14,7 +14,9 @@ def test_times_are_utc() -> None:
     assert from_iso(None, "at") is None
 
 
-@pytest.mark.parametrize("text", ["", "tomorrow", "2026-01-31T12:00:00", "2026-01-31", "2026-13-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "text", ["", "tomorrow", "2026-01-31T12:00:00", "2026-01-31", "2026-13-01T00:00:00Z", "9999-12-31T23:59:59-23:59"]
+)
 def test_times_without_zone_or_sense_are_refused(text: str) -> None:
     with pytest.raises(InvalidParameter) as refusal:
         from_iso(text, "expires_at")

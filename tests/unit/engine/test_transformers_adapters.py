@@ -221,3 +221,13 @@ def test_memory_is_that_of_the_tensors(load: Any) -> None:
     adapter = make_adapter({"model.layers.0.self_attn.k_proj": (32, 64)}, rank=4)
 
     assert runner.prepare_adapter(adapter).num_bytes == 4 * (32 + 64) * 8
+
+
+def test_numbers_that_the_model_cannot_hold_are_refused(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path, architecture="llama", dtype="float16")
+    runner = load_transformers_runner(tmp_path, EngineConfig(dtype="float16", kv_cache_bytes=4_000_000))
+    path = "model.layers.0.mlp.up_proj"
+    pair = make_adapter({path: LINEARS["llama"][path]}).pairs[path]
+
+    with pytest.raises(InvalidAdapter, match=r"too large for torch\.float16"):
+        runner.prepare_adapter(LoadedAdapter(make_adapter({}).ref, {path: LowRankPair(pair.a, pair.b * 0 + 70_000)}))

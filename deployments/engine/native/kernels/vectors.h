@@ -34,6 +34,7 @@ class Buffer {
     T* reserve(size_t count) {
         if (count > count_) {
             const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+            count_ = 0;  // the old memory is gone, also where there is no new one
             data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
             if (!data_) throw std::bad_alloc();
             std::memset(static_cast<void*>(data_.get()), 0, bytes);

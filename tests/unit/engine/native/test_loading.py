@@ -1,5 +1,6 @@
 """From a model directory to a runner: what is prepared, what is reused, what is refused."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_weights_of_another_version_are_refused(
     monkeypatch.setattr(loading, "FORMAT", "of-tomorrow")
 
     with pytest.raises(Unsupported, match="another version"):
+        load_native_runner(prepared, CONFIG, home)
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"vocab_size": 200}, {"intermediate_size": 320}])
+def test_prepared_weights_that_are_not_those_of_the_config_are_refused(
+    model: Path, home: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
+    prepared = tmp_path / "prepared"
+    prepare_directory(model, prepared)
+    config = json.loads((prepared / "config.json").read_text())
+    (prepared / "config.json").write_text(json.dumps(config | change))
+
+    with pytest.raises(ValueError, match="see the tensor"):
         load_native_runner(prepared, CONFIG, home)
 
 
