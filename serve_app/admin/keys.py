@@ -48,8 +48,9 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def change_key(request: Request) -> Response:
         """Changes what a key may do. Every process knows within 5 seconds."""
         admin = await administrator(request, services)
-        present = await services.keys.get(path_id(request, "key"))
+        # The body first: it may take its time to come, and another change is not to be undone meanwhile.
         body = await read_body(request, services, KeyChange)
+        present = await services.keys.get(path_id(request, "key"))
         changed = await services.keys.change(
             present.id, to_grant(body, services.models, present=present.grant), actor=admin.key_id
         )
