@@ -17,7 +17,7 @@ def request_id_of(request: Request) -> str:
 
 def unique_request_id(request: Request) -> str:
     """An id for the work done for the request: different even for two requests to which a client gave one id."""
-    return f"{request_id_of(request)}.{secrets.token_hex(4)}"
+    return f"{request_id_of(request)}.{secrets.token_hex(16)}"
 
 
 def scope_request_id(scope: Scope) -> str:

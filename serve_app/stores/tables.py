@@ -86,7 +86,7 @@ owners = Table(  # processes that hold reservations or run idempotent requests
 ledger = Table(  # one line for each request that may cost something
     "ledger",
     metadata,
-    Column("id", String(150), primary_key=True),  # the request's id
+    Column("id", String(150), primary_key=True),  # the request's id: at most 100 characters, a dot and 32
     Column("account", String(200), nullable=False),
     Column("key_id", String(32), nullable=False),
     Column("dialect", String(20), nullable=False),
