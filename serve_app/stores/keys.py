@@ -85,10 +85,12 @@ class SqlKeyStore:
             .where(or_(keys.c.last_used_at.is_(None), keys.c.last_used_at < bindparam("at")))
             .values(last_used_at=bindparam("at"))
         )
-        # In one order, so that two processes do not wait for each other's rows.
-        rows = [{"key_id": key_id, "at": at} for key_id, at in sorted(last_used_at.items())]
+        rows = [{"key_id": key_id, "at": at} for key_id, at in last_used_at.items()]
+        # Locked in the database's order, as the ledger does, so that no two transactions wait for each other's rows.
+        lock = select(keys.c.id).where(keys.c.id.in_(last_used_at)).order_by(keys.c.id).with_for_update()
 
         async def work(connection: AsyncConnection) -> None:
+            await connection.execute(lock)
             await connection.execute(statement, rows)
 
         await self._database.transact(work)

@@ -15,6 +15,14 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "30s",  # a process that was paused must not hold rows for ever
     "timezone": "UTC",
 }
+# A server that vanished without a word is noticed within 15 seconds. Ignored on Unix sockets.
+_TCP = {
+    "tcp_user_timeout": 10_000,  # milliseconds, of sent bytes that are not acknowledged
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
 _SCHEMA_LOCK = 7_406_391_502_884_501_329
 """Any number that no other user of the server's advisory locks takes."""
 
@@ -59,7 +67,7 @@ class PostgreSQL:
 
 def _connection(url: URL) -> tuple[URL, dict[str, Any]]:
     settings = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
-    arguments = {"connect_timeout": 5, "application_name": "tritext", "options": settings, **url.query}
+    arguments = {"connect_timeout": 5, **_TCP, "application_name": "tritext", "options": settings, **url.query}
     return url.set(drivername="postgresql+psycopg"), {
         "connect_args": arguments,
         "pool_pre_ping": True,  # a server that was restarted costs no request its answer
