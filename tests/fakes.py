@@ -27,7 +27,7 @@ from deployments.types import (
 from serve_app.config import BillingConfig, LimitsConfig
 from serve_app.ledger.billing import make_prices
 from serve_app.ledger.book import Book, Purse
-from serve_app.ledger.entries import Opening, Operation, Progress, Settlement, Verdict, Visit
+from serve_app.ledger.entries import Answer, Opening, Operation, Progress, Settlement, Verdict, Visit
 from serve_app.limits.windows import Window, WindowStanding, consume
 from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.callers import Principal
@@ -284,16 +284,16 @@ class FakeAdmissionStore:
 
     async def open(self, opening: Opening) -> Verdict:
         verdict = await self._apply(opening)
-        assert verdict is not None
+        assert isinstance(verdict, Verdict)
         return verdict
 
     async def visit(self, visit: Visit) -> Verdict:
         verdict = await self._apply(visit)
-        assert verdict is not None
+        assert isinstance(verdict, Verdict)
         return verdict
 
-    async def settle(self, settlement: Settlement) -> None:
-        await self._apply(settlement)
+    async def settle(self, settlement: Settlement) -> bool:
+        return await self._apply(settlement) is True
 
     async def record(self, progress: Sequence[Progress]) -> None:
         self.recorded += progress
@@ -305,12 +305,12 @@ class FakeAdmissionStore:
         stored = {name: state for name, state in states.items() if state is not None}
         return consume(windows, stored, requests=0, tokens=0, now=self._now()).standings
 
-    async def _apply(self, operation: Operation) -> Verdict | None:
+    async def _apply(self, operation: Operation) -> Answer:
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
-        [verdict] = self.book.apply([operation], self._now())
-        return verdict
+        [answer] = self.book.apply([operation], self._now())
+        return answer
 
 
 def make_admission(

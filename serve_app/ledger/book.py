@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from serve_app.ledger.entries import (
+    Answer,
     Counts,
     Line,
     Opening,
@@ -77,11 +78,11 @@ class Book:
     changed_windows: set[WindowKey] = field(default_factory=set)
     usage: dict[UsageKey, Usage] = field(default_factory=dict)
 
-    def apply(self, operations: Iterable[Operation], now: float) -> list[Verdict | None]:
-        """A verdict for each visit and each opening, None for the others."""
+    def apply(self, operations: Iterable[Operation], now: float) -> list[Answer]:
+        """The answer to each of them."""
         return [self._apply(operation, now) for operation in operations]
 
-    def _apply(self, operation: Operation, now: float) -> Verdict | None:
+    def _apply(self, operation: Operation, now: float) -> Answer:
         match operation:
             case Visit(key_id, _, dialect, windows):
                 return self._verdict(self._consume(key_id, dialect, windows, 1, 0, now), now)
@@ -91,7 +92,7 @@ class Book:
                 if line_id in self.lines:
                     self.progress[line_id] = counts
             case Settlement():
-                self._settle(operation, now)
+                return self._settle(operation, now)
         return None
 
     def _open(self, opening: Opening, now: float) -> Verdict:
@@ -115,10 +116,10 @@ class Book:
         self.opened.append(replace(line, created_at=now))
         return verdict
 
-    def _settle(self, settlement: Settlement, now: float) -> None:
+    def _settle(self, settlement: Settlement, now: float) -> bool:
         line = settlement.line
         if line.id not in self.lines:
-            return
+            return False
         self.lines.discard(line.id)
         self.progress.pop(line.id, None)
         place = (line.key_id, line.dialect)
@@ -136,6 +137,7 @@ class Book:
         usage.requests += 1
         usage.counts += settlement.counts
         usage.cost += settlement.cost
+        return True
 
     def _consume(
         self, key_id: str, dialect: str, windows: Sequence[Window], requests: int, tokens: int, now: float

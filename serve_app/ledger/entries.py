@@ -112,3 +112,6 @@ class Settlement:
 
 
 Operation = Visit | Opening | Progress | Settlement
+
+Answer = Verdict | bool | None
+"""To a visit or an opening its verdict, to a settlement whether it closed the line, to progress nothing."""

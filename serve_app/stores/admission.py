@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from serve_app.ledger.entries import Opening, Operation, Progress, Settlement, Verdict, Visit
+from deployments.errors import StorageError
+from serve_app.ledger.entries import Answer, Opening, Operation, Progress, Settlement, Verdict, Visit
 from serve_app.limits.windows import Window, WindowStanding, consume
 from serve_app.stores import ledger
 from serve_app.stores.database import Database
@@ -17,7 +18,7 @@ class SqlAdmissionStore:
     def __init__(self, database: Database, *, now: Callable[[], float] = time.time) -> None:
         self._database = database
         self._now = now
-        self._group = GroupCommit[Operation, Verdict | None](self._commit)
+        self._group = GroupCommit[Operation, Answer](self._commit, fatal=(StorageError,))
 
     async def open(self, opening: Opening) -> Verdict:
         return await self._decide(opening)
@@ -25,8 +26,8 @@ class SqlAdmissionStore:
     async def visit(self, visit: Visit) -> Verdict:
         return await self._decide(visit)
 
-    async def settle(self, settlement: Settlement) -> None:
-        await self._group.submit(settlement)
+    async def settle(self, settlement: Settlement) -> bool:
+        return await self._group.submit(settlement) is True
 
     async def record(self, progress: Sequence[Progress]) -> None:
         await asyncio.gather(*map(self._group.submit, progress))
@@ -38,11 +39,11 @@ class SqlAdmissionStore:
 
     async def _decide(self, operation: Visit | Opening) -> Verdict:
         verdict = await self._group.submit(operation)
-        if verdict is None:
+        if not isinstance(verdict, Verdict):
             raise TypeError(f"no verdict on {operation}")
         return verdict
 
-    async def _commit(self, operations: Sequence[Operation]) -> Sequence[Verdict | None]:
+    async def _commit(self, operations: Sequence[Operation]) -> Sequence[Answer]:
         return await self._database.transact_blocking(
             lambda connection: ledger.apply(connection, operations, self._now)
         )

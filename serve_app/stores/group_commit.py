@@ -13,13 +13,19 @@ class GroupCommit(Generic[Operation, Answer]):
 
     Nothing waits for others to come: an operation that comes alone is committed at once, and those that come
     meanwhile are the next group. Where a group fails, each of its operations is tried alone, so that one that cannot
-    be carried out takes no other with it; `commit` must have changed nothing when it raises.
+    be carried out takes no other with it; `commit` must have changed nothing then. Errors of the types `fatal` fail the
+    whole group at once: they would meet each operation again, or leave open whether the group was committed.
     """
 
     def __init__(
-        self, commit: Callable[[Sequence[Operation]], Awaitable[Sequence[Answer]]], *, max_group: int = 256
+        self,
+        commit: Callable[[Sequence[Operation]], Awaitable[Sequence[Answer]]],
+        *,
+        fatal: tuple[type[Exception], ...] = (),
+        max_group: int = 256,
     ) -> None:
         self._commit = commit
+        self._fatal = fatal
         self._max_group = max_group
         self._waiting: list[tuple[Operation, asyncio.Future[Answer]]] = []
         self._worker: asyncio.Task[None] | None = None
@@ -39,18 +45,21 @@ class GroupCommit(Generic[Operation, Answer]):
         while self._waiting:
             taken, self._waiting = self._waiting[: self._max_group], self._waiting[self._max_group :]
             group = [(operation, future) for operation, future in taken if not future.cancelled()]
-            if group and not await self._try(group) and len(group) > 1:
+            if group and not await self._try(group):
                 for part in group:
                     await self._try([part])
 
     async def _try(self, group: Sequence[tuple[Operation, "asyncio.Future[Answer]"]]) -> bool:
-        """Whether the group was committed; the failure of a single operation is that operation's."""
+        """Whether every operation has its answer or its failure; False where each is to be tried alone."""
         try:
             answers = await self._commit([operation for operation, _ in group])
         except Exception as error:
-            if len(group) == 1 and not group[0][1].done():
-                group[0][1].set_exception(error)
-            return False
+            if len(group) > 1 and not isinstance(error, self._fatal):
+                return False
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+            return True
         for (_, future), answer in zip(group, answers, strict=True):
             if not future.done():
                 future.set_result(answer)

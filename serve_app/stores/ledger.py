@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, update
 
 from serve_app.ledger.book import Book, Purse, Usage
-from serve_app.ledger.entries import Opening, Operation, Progress, Settlement, Verdict, Visit
+from serve_app.ledger.entries import Answer, Opening, Operation, Progress, Settlement, Visit
 from serve_app.limits.windows import Window, WindowState
 from serve_app.stores.tables import accounts, keys, ledger, rate_windows, usage_by_day
 from serve_app.stores.upsert import insert_in
@@ -58,9 +58,7 @@ _CHARGE_ACCOUNT = (
 )
 
 
-def apply(
-    connection: Connection, operations: Sequence[Operation], now: Callable[[], float]
-) -> Sequence[Verdict | None]:
+def apply(connection: Connection, operations: Sequence[Operation], now: Callable[[], float]) -> Sequence[Answer]:
     """Carries out the operations, one after the other, in the transaction of the connection; see `Book.apply`.
 
     `now` is asked once the rows are locked.
@@ -68,9 +66,9 @@ def apply(
     book = _load(connection, operations)
     before = _balances(book)
     at = now()
-    verdicts = book.apply(operations, at)
+    answers = book.apply(operations, at)
     _store(connection, book, before, at)
-    return verdicts
+    return answers
 
 
 def read_windows(connection: Connection, key_id: str, dialect: str) -> Mapping[str, WindowState]:

@@ -30,11 +30,12 @@ class SqlOwners:
 
         await self._database.transact(work)
 
-    async def lost_lines(self, now: float, *, limit: int) -> Sequence[tuple[Line, Counts]]:
+    async def lost_lines(self, now: float, *, besides: str, limit: int) -> Sequence[tuple[Line, Counts]]:
         columns = [ledger.c[name] for name in Line.__slots__]
         counts = [ledger.c[name] for name in Counts.__slots__]
         # Settled lines have no owner: only open ones are looked at.
-        statement = select(*columns, *counts).where(ledger.c.owner > "", _is_dead(ledger.c.owner, now)).limit(limit)
+        is_lost = (ledger.c.owner > "") & (ledger.c.owner != besides) & _is_dead(ledger.c.owner, now)
+        statement = select(*columns, *counts).where(is_lost).limit(limit)
         async with self._database.read() as connection:
             rows = (await connection.execute(statement)).all()
         return [(Line(*row[: len(columns)]), Counts(*row[len(columns) :])) for row in rows]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from deployments.errors import OutOfCredits, RateLimited
+from deployments.errors import OutOfCredits, Overloaded, RateLimited
 from serve_app.config import DialectLimits, LimitsConfig
 from serve_app.ledger.billing import Price, hold
 from serve_app.ledger.entries import (
@@ -46,8 +46,8 @@ class AdmissionStore(Protocol):
     async def visit(self, visit: Visit) -> Verdict:
         """Counts a request that costs nothing."""
 
-    async def settle(self, settlement: Settlement) -> None:
-        """Closes the line; does nothing where it is closed or was never opened."""
+    async def settle(self, settlement: Settlement) -> bool:
+        """Closes the line, and says whether it did; does nothing where it is closed or was never opened."""
 
     async def record(self, progress: Sequence[Progress]) -> None:
         """Keeps what was delivered of open lines so far, for the case that this process dies."""
@@ -96,7 +96,8 @@ class Reservation:
         """Bills what was delivered, and what will be as soon as this returns; once: later calls do nothing.
 
         It goes on when the caller is cancelled. Raises what the store raises; then only what was delivered before is
-        billed, as soon as the store can be reached.
+        billed, as soon as the store can be reached. Raises Overloaded where a completed answer cannot be billed any
+        more, because another process took this one for dead.
         """
         if self._settled:
             return
@@ -159,8 +160,7 @@ class Admission:
         caller.limits = verdict.standings
         _raise_refusal(verdict, limits, most)
         line = replace(line, created_at=verdict.at)
-        token_windows = tuple(window for window in limits.windows if window.counts == "tokens")
-        reservation = Reservation(self, line, price, token_windows)
+        reservation = Reservation(self, line, price, _token_windows(limits.windows))
         self._open[line.id] = (self._monotonic(), reservation)
         return reservation
 
@@ -215,23 +215,24 @@ class Admission:
         task = asyncio.ensure_future(self._store.open(opening))
         try:
             return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            self._keep(asyncio.ensure_future(self._undo(task, opening.line)))
-            raise
-        except Exception:
-            # The store may have lost its answer and not the line.
-            self._keep(asyncio.ensure_future(self._undo(task, opening.line)))
+        except (asyncio.CancelledError, Exception):
+            # Also where the store failed: it may have lost its answer and not the line.
+            self._keep(asyncio.ensure_future(self._undo(task, opening)))
             raise
 
-    async def _undo(self, task: "asyncio.Future[Verdict]", line: Line) -> None:
+    async def _undo(self, task: "asyncio.Future[Verdict]", opening: Opening) -> None:
+        """Without a verdict nobody knows when tokens were counted, and they stay so until their windows end."""
         await asyncio.wait({task})
-        nothing = Settlement(line, Counts(), 0, Outcome.CANCELLED)
+        line = opening.line
+        if not task.cancelled() and task.exception() is None:
+            line = replace(line, created_at=task.result().at)
+        nothing = Settlement(line, Counts(), 0, Outcome.CANCELLED, _token_windows(opening.windows))
         await self._settle(nothing, nothing)
 
     async def _settle(self, settlement: Settlement, fallback: Settlement) -> None:
         line_id = settlement.line.id
         try:
-            await self._store.settle(settlement)
+            is_closed_by_us = await self._store.settle(settlement)
         except Exception as error:
             logger.error("request %s is not settled yet: %s", line_id, error)
             self._keep(asyncio.ensure_future(self._settle_later(fallback)))
@@ -239,6 +240,9 @@ class Admission:
         finally:
             self._open.pop(line_id, None)
             self._recorded.pop(line_id, None)
+        if settlement.outcome is Outcome.COMPLETED and not is_closed_by_us:
+            logger.error("request %s is complete, but another process has settled it as lost", line_id)
+            raise Overloaded("the request was taken for lost while it ran; send it again")
 
     async def _settle_later(self, settlement: Settlement) -> None:
         while True:
@@ -259,6 +263,10 @@ class Admission:
         self._background.discard(task)
         if not task.cancelled():
             task.exception()  # it was logged
+
+
+def _token_windows(windows: Sequence[Window]) -> tuple[Window, ...]:
+    return tuple(window for window in windows if window.counts == "tokens")
 
 
 def _raise_refusal(verdict: Verdict, limits: KeyLimits, most: Counts) -> None:

@@ -5,6 +5,7 @@ Knows no HTTP and no SQL.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,6 +20,8 @@ HEARTBEAT_S = 5.0
 ALIVE_FOR_S = 15.0
 """How long after its last heartbeat a process counts as alive."""
 SWEEP_S = 5.0
+STEADY_GAP_S = 2 * HEARTBEAT_S
+"""How far apart the heartbeats of a process may be that settles for others."""
 PROGRESS_S = 0.25
 """How often progress is recorded, and how long a request must run for it to be."""
 
@@ -36,16 +39,21 @@ class Owners(Protocol):
     async def leave(self, owner: str) -> None:
         """The process has ended in order."""
 
-    async def lost_lines(self, now: float, *, limit: int) -> Sequence[tuple[Line, Counts]]:
-        """Open lines whose owner is not alive, and what was recorded as delivered of them."""
+    async def lost_lines(self, now: float, *, besides: str, limit: int) -> Sequence[tuple[Line, Counts]]:
+        """Open lines whose owner is not alive, and what was recorded as delivered of them; not those of `besides`."""
 
     async def forget_dead(self, now: float) -> None:
         """Lets idempotent requests of dead owners be run again, and forgets owners that hold nothing any more."""
 
 
 class LedgerUpkeep:
-    """A request whose process died is settled at most ALIVE_FOR_S + SWEEP_S later, by any other process or, where there
-    is none, by the next that starts."""
+    """A request whose process died is settled by any other process or, where there is none, by the next that starts.
+
+    Only by one whose own heartbeats have come without a gap for ALIVE_FOR_S: after an outage of the database, everyone
+    has had the time to say that it lives before anyone is taken for dead. So it is settled at most ALIVE_FOR_S +
+    SWEEP_S after the death where another process is that steady, and ALIVE_FOR_S + SWEEP_S after the next has started
+    or the database has returned.
+    """
 
     def __init__(
         self,
@@ -63,6 +71,7 @@ class LedgerUpkeep:
         self._prices = prices
         self._owner = owner
         self._now = now
+        self._steady_since = self._last_beat = -math.inf
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
@@ -80,17 +89,35 @@ class LedgerUpkeep:
             await self._owners.leave(self._owner)
 
     async def beat(self) -> None:
-        await self._owners.beat(self._owner, self._now() + ALIVE_FOR_S)
+        at = self._now()
+        await self._owners.beat(self._owner, at + ALIVE_FOR_S)
+        if not self._follows(at):
+            self._steady_since = at
+        self._last_beat = at
 
     async def record(self) -> None:
         await self._admission.record_progress(older_than_s=PROGRESS_S)
 
     async def sweep(self) -> None:
-        """Settles what dead processes left open, for what they had recorded as delivered."""
-        while lost := await self._owners.lost_lines(self._now(), limit=_MAX_LINES):
+        """Settles what dead processes left open, for what they had recorded as delivered, where this process is steady.
+
+        Tokens that were held in windows stay counted until these end: the limits of a key may have changed since.
+        """
+        while self._is_steady():
+            lost = await self._owners.lost_lines(self._now(), besides=self._owner, limit=_MAX_LINES)
+            if not lost:
+                await self._owners.forget_dead(self._now())
+                return
             logger.warning("settling %d requests of processes that died", len(lost))
             await asyncio.gather(*(self._store.settle(self._settlement(line, counts)) for line, counts in lost))
-        await self._owners.forget_dead(self._now())
+
+    def _is_steady(self) -> bool:
+        now = self._now()
+        return self._follows(now) and now - self._steady_since >= ALIVE_FOR_S
+
+    def _follows(self, at: float) -> bool:
+        """Whether the last heartbeat was just before; a clock that was set is a gap too."""
+        return 0 <= at - self._last_beat <= STEADY_GAP_S
 
     def _settlement(self, line: Line, counts: Counts) -> Settlement:
         cost = self._prices[line.dialect].cost(counts, Outcome.LOST)

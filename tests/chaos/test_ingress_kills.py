@@ -90,7 +90,7 @@ def test_the_ledger_is_what_the_clients_received(service: Service, postgresql_ur
     assert not load.is_alive()
     wait_until(
         lambda: not query(postgresql_url, "SELECT id FROM ledger WHERE settled_at IS NULL"),
-        timeout_s=45,
+        timeout_s=60,
         what="no reservation is open",
     )
     lines: dict[str, list[Row]] = defaultdict(list)

@@ -14,7 +14,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sqlalchemy import delete
 
 from serve_app.ledger.book import Book, Purse
-from serve_app.ledger.entries import Counts, Line, Opening, Operation, Outcome, Progress, Settlement, Verdict, Visit
+from serve_app.ledger.entries import (
+    Answer,
+    Counts,
+    Line,
+    Opening,
+    Operation,
+    Outcome,
+    Progress,
+    Settlement,
+    Verdict,
+    Visit,
+)
 from serve_app.limits.windows import Window
 from serve_app.stores.admission import SqlAdmissionStore
 from serve_app.stores.database import Database
@@ -68,10 +79,10 @@ class LedgerMachine(RuleBasedStateMachine):
         expected = self.book.apply(operations, self.now)
         assert self.runner.run(self.submit(operations)) == expected
         for operation, verdict in zip(operations, expected, strict=True):
-            if isinstance(operation, Opening) and verdict is not None and verdict.refusal is None:
+            if isinstance(operation, Opening) and isinstance(verdict, Verdict) and verdict.refusal is None:
                 self.lines[operation.line.id] = replace(operation.line, created_at=self.now)
 
-    async def submit(self, operations: list[Operation]) -> list[Verdict | None]:
+    async def submit(self, operations: list[Operation]) -> list[Answer]:
         return await asyncio.gather(*map(self.store._group.submit, operations))
 
     def draw(self, data: st.DataObject) -> Operation:

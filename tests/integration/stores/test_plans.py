@@ -163,7 +163,7 @@ async def run_billed(database: Database) -> None:
 async def run_upkeep(database: Database) -> None:
     processes = SqlOwners(database)
     await processes.beat("here", 1e9)
-    await processes.lost_lines(0.0, limit=10)
+    await processes.lost_lines(0.0, besides="owner", limit=10)
     await processes.forget_dead(0.0)
 
 

@@ -22,12 +22,13 @@ def make_book(*, budget: int | None = None, credit: int | None = None) -> Book:
 
 def open_line(book: Book, line: Line = LINE, *, windows: tuple[Window, ...] = (), now: float = 0.0) -> Verdict:
     [verdict] = book.apply([Opening(line, windows)], now)
-    assert verdict is not None
+    assert isinstance(verdict, Verdict)
     return verdict
 
 
-def settle(book: Book, cost: int = 7, counts: Counts | None = None, *, line: Line = LINE, now: float = 0.0) -> None:
-    book.apply([Settlement(line, counts or Counts(3, 2, 5), cost, Outcome.COMPLETED, (TOKENS,))], now)
+def settle(book: Book, cost: int = 7, counts: Counts | None = None, *, line: Line = LINE, now: float = 0.0) -> bool:
+    [is_closed] = book.apply([Settlement(line, counts or Counts(3, 2, 5), cost, Outcome.COMPLETED, (TOKENS,))], now)
+    return is_closed is True
 
 
 def test_holding_and_settling_moves_money_once() -> None:
@@ -91,6 +92,13 @@ def test_tokens_do_not_go_back_to_a_window_that_was_opened_later() -> None:
     open_line(book, replace(LINE, id="r2"), windows=(TOKENS,), now=70.0)
     settle(book, counts=Counts(3, 2), line=replace(LINE, created_at=5.0), now=71.0)
     assert book.windows["key", "totalgpt", "tokens"] == WindowState(70.0, 40)
+
+
+def test_a_settlement_says_whether_it_closed_the_line() -> None:
+    book = make_book()
+    open_line(book)
+    assert [settle(book), settle(book)] == [True, False]
+    assert book.keys["key"] == Purse(spent=7)
 
 
 def test_progress_of_a_settled_line_is_forgotten() -> None:

@@ -12,12 +12,14 @@ class Log:
     """Commits whatever comes, each group as soon as `gate` is open; refuses groups with a negative number in them."""
 
     def __init__(self) -> None:
+        self.num_tries = 0
         self.groups: list[list[int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def commit(self, numbers: Sequence[int]) -> list[int]:
         await self.gate.wait()
+        self.num_tries += 1
         if min(numbers) < 0:
             raise ValueError(f"{min(numbers)}")
         self.groups.append(list(numbers))
@@ -45,6 +47,14 @@ async def test_one_operation_that_fails_takes_no_other_with_it() -> None:
     assert answers[0] == 10 and answers[2] == 30
     assert isinstance(answers[1], ValueError)
     assert await group.submit(4) == 40
+
+
+async def test_a_fatal_failure_is_that_of_the_whole_group_at_once() -> None:
+    log = Log()
+    group = GroupCommit[int, int](log.commit, fatal=(ValueError,), max_group=3)
+    answers = await asyncio.gather(*map(group.submit, (1, -2, 3, 4)), return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["-2", "-2", "-2", "40"]
+    assert log.num_tries == 2
 
 
 async def test_operation_is_withdrawn_before_it_was_taken_up_and_not_after() -> None:

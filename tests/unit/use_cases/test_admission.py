@@ -230,6 +230,44 @@ async def test_whoever_leaves_while_being_admitted_leaves_nothing_open() -> None
     assert (store.settlement.cost, store.settlement.outcome) == (0, Outcome.CANCELLED)
 
 
+async def test_whoever_leaves_while_being_admitted_gets_the_held_tokens_back() -> None:
+    window = {"name": "minute", "quota": 20, "period_s": 60, "counts": "tokens"}
+    limits = LimitsConfig.model_validate({"totalgpt": {"windows": [window]}})
+    store = FakeAdmissionStore()
+    admission = make_admission(store, limits=limits)
+    task = asyncio.create_task(admission.admit(make_caller("1"), "base", MOST))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    await admission.drain()
+    assert store.settlement.line.id == "1"
+    caller = make_caller("2")
+    await admission.admit(caller, "base", MOST)
+    assert caller.limits is not None and [standing.remaining for standing in caller.limits] == [5]
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+async def test_complete_answer_whose_line_others_have_closed_is_not_given(outcome: Outcome) -> None:
+    store = FakeAdmissionStore()
+    reservation = await make_admission(store).admit(make_caller(), "base", MOST)
+    store.book.lines.clear()
+    if outcome is Outcome.COMPLETED:
+        with pytest.raises(Overloaded, match="send it again"):
+            await reservation.settle(outcome, about_to_send=Counts(1, 1))
+    await reservation.settle(outcome)
+    assert store.settled == []
+
+
+async def test_stream_whose_line_others_have_closed_ends_with_an_error() -> None:
+    generation, store, _ = make_generation("abc", "def")
+    texts = []
+    with pytest.raises(Overloaded, match="send it again"):
+        async for item in generation.stream(make_command()):
+            texts.append(item.chunk.text)
+            store.book.lines.clear()
+    assert texts[:2] == ["abc", "def"]
+
+
 async def test_answer_that_cannot_be_settled_is_not_given_and_not_billed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.use_cases.admission._SETTLE_RETRY_S", 0)
     store = FakeAdmissionStore()
