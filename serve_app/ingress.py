@@ -30,6 +30,7 @@ from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.chores import Chore, repeating
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.idempotency import SealedAnswers
+from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.ledger_upkeep import LedgerUpkeep
 from serve_app.use_cases.models import ModelCatalog
@@ -78,7 +79,7 @@ class Ingress:
             admission=admission,
             usage=SqlUsageReports(database),
             audit=SqlAuditLog(database),
-            idempotency=SealedAnswers(answers, secrets.pepper()),
+            idempotency=IdempotentRuns(SealedAnswers(answers, secrets.pepper())),
             is_ready=is_ready,
         )
 

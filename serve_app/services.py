@@ -9,7 +9,7 @@ from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission
 from serve_app.use_cases.audit import AuditLog
 from serve_app.use_cases.generate import TextGeneration
-from serve_app.use_cases.idempotency import IdempotentRequests
+from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.models import ModelCatalog
 from serve_app.use_cases.usage import UsageReports
@@ -28,5 +28,5 @@ class Services:
     admission: Admission
     usage: UsageReports
     audit: AuditLog
-    idempotency: IdempotentRequests
+    idempotency: IdempotentRuns
     is_ready: Callable[[], Awaitable[bool]]

@@ -42,7 +42,7 @@ def once(services: Services) -> Callable[[Endpoint], Endpoint]:
     async def who(request: Request) -> Principal:
         return await administrator(request, services)
 
-    return idempotent(services, who)
+    return idempotent(services, who, to_the_end=True)
 
 
 async def read_body(request: Request, services: Services, model: type[BodyT]) -> BodyT:

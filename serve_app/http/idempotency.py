@@ -2,13 +2,12 @@
 
 Only answers are kept, not refusals: an error that is raised before an answer has begun took no effect, costs nothing,
 and the next attempt may succeed. A stream that has begun is kept to its end, an error event included. Where the client
-goes away before the end, the work ends, and the same request runs anew when it comes again.
+goes away before the end, a generation ends, and the same request runs anew when it comes again; an answer that was
+complete by then is kept.
 """
 
-import asyncio
 import functools
 import hashlib
-import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -17,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.errors import InvalidParameter
+from deployments.errors import InvalidParameter, ServiceError, StorageError
 from serve_app.http.request_body import read_bounded
 from serve_app.services import Services
 from serve_app.use_cases.callers import Caller, Principal
@@ -30,17 +29,17 @@ _MAX_KEY_LENGTH = 255
 # After the line breaks that end a line of JSON or an event: each goes out as a chunk of its own, as it did first.
 _CHUNK_END = re.compile(rb"(?<=\n)(?=[^\n])")
 
-_logger = logging.getLogger(__name__)
-
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 Identify = Callable[[Request], Awaitable[Principal | Caller]]
 
 
-def idempotent(services: Services, identify: Identify) -> Callable[[Endpoint], Endpoint]:
+def idempotent(services: Services, identify: Identify, *, to_the_end: bool = False) -> Callable[[Endpoint], Endpoint]:
     """For endpoints of POST: obeys the header Idempotency-Key.
 
     `identify` tells whose key it is, as the endpoint itself will: whoever may not ask learns nothing of earlier
     answers. A replayed answer to a caller of a dialect counts as a request, and costs nothing.
+    `to_the_end`: for endpoints whose work is one short transaction. It goes on when the client goes away, and the key
+    stays taken where an error leaves open whether the transaction took place.
     """
 
     def decorate(endpoint: Endpoint) -> Endpoint:
@@ -51,10 +50,12 @@ def idempotent(services: Services, identify: Identify) -> Callable[[Endpoint], E
             who = await identify(request)
             key = _key_of(request)
             body = await read_bounded(request, services.config.http.max_body_bytes)
-            run = _Run(services, who.account, key)
-            kept = await services.idempotency.begin(who.account, key, fingerprint(request, body))
+            principal = who.principal if isinstance(who, Caller) else who
+            asked = fingerprint(request, body, principal.key_id)
+            kept = await services.idempotency.begin(who.account, key, asked)
             if kept is None:
-                return await run.answer(endpoint, Request(request.scope, _receive_again(body, request.receive)))
+                again = Request(request.scope, _receive_again(body, request.receive))
+                return await _Run(services, who.account, key).answer(endpoint, again, to_the_end=to_the_end)
             if isinstance(who, Caller):
                 await services.admission.count(who)
             return _Replay(kept)
@@ -64,9 +65,9 @@ def idempotent(services: Services, identify: Identify) -> Callable[[Endpoint], E
     return decorate
 
 
-def fingerprint(request: Request, body: bytes) -> bytes:
-    """The same for equal requests only."""
-    target = f"{request.method} {request.url.path}?{request.url.query}\n"
+def fingerprint(request: Request, body: bytes, key_id: str) -> bytes:
+    """The same for equal requests under one API key only."""
+    target = f"{key_id}\n{request.method} {request.url.path}?{request.url.query}\n"
     return hashlib.sha256(target.encode() + body).digest()
 
 
@@ -94,40 +95,54 @@ def _receive_again(body: bytes, receive: Receive) -> Receive:
 
 
 class _Run:
-    """One request that was begun: it is finished or abandoned, once, whatever happens."""
+    """One request that was begun. It is finished or abandoned once, unless nobody knows whether it took effect."""
 
     def __init__(self, services: Services, account: str, key: str) -> None:
-        self._requests = services.idempotency
+        self._runs = services.idempotency
         self._max_bytes = services.config.http.max_kept_answer_bytes
         self._account = account
         self._key = key
 
-    async def answer(self, endpoint: Endpoint, request: Request) -> Response:
+    async def answer(self, endpoint: Endpoint, request: Request, *, to_the_end: bool) -> Response:
+        if to_the_end:
+            return await self._runs.to_the_end(self._answer(endpoint, request, is_without_effect=_had_no_effect))
+        # What generates bills nothing where it is left by an exception.
+        return await self._answer(endpoint, request, is_without_effect=lambda _error: True)
+
+    async def _answer(
+        self, endpoint: Endpoint, request: Request, *, is_without_effect: Callable[[BaseException], bool]
+    ) -> Response:
         try:
             response = await endpoint(request)
-        except BaseException:
-            await self.abandon()
+        except BaseException as error:
+            if is_without_effect(error):
+                await self.abandon()
             raise
-        return _Recording(response, self, self._max_bytes)
+        body: bytes | memoryview | None = getattr(response, "body", None)
+        if body is None:
+            return _Recording(response, self, self._max_bytes)
+        await self.close(response, bytes(body))
+        return response
 
-    async def finish(self, answer: KeptAnswer) -> None:
-        await self._to_the_end(self._requests.finish(self._account, self._key, answer))
+    async def close(self, response: Response, body: bytes) -> None:
+        """Keeps the answer, whose whole body this is, or forgets it where it is a refusal or too long."""
+        if response.status_code >= 400 or len(body) > self._max_bytes:
+            await self.abandon()
+            return
+        answer = KeptAnswer(response.status_code, tuple(response.headers.items()), body)
+        await self._runs.finish(self._account, self._key, answer)
 
     async def abandon(self) -> None:
-        await self._to_the_end(self._requests.abandon(self._account, self._key))
+        await self._runs.abandon(self._account, self._key)
 
-    @staticmethod
-    async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-        """Does not stop when the request is cancelled, and does not keep a finished answer from the client when the
-        store fails: the key then stays taken until this process ends."""
-        try:
-            await asyncio.shield(asyncio.ensure_future(work))
-        except Exception as error:
-            _logger.error("an idempotent request could not be closed: %s", type(error).__name__)
+
+def _had_no_effect(error: BaseException) -> bool:
+    """Whether it proves that a transaction did not take place: a commit whose answer was lost may have."""
+    return isinstance(error, ServiceError) and not isinstance(error, StorageError)
 
 
 class _Recording(Response):
-    """Sends an answer and keeps it before its last byte goes out; abandons the request where it does not get there."""
+    """Sends a stream and keeps it before its last byte goes out; abandons the request where it does not get there."""
 
     def __init__(self, response: Response, run: _Run, max_bytes: int) -> None:
         self.status_code = response.status_code
@@ -147,7 +162,7 @@ class _Recording(Response):
                     body.extend(message.get("body", b""))
                 if not message.get("more_body", False):
                     is_closed = True
-                    await self._close(bytes(body))
+                    await self._run.close(self._response, bytes(body))
             await send(message)
 
         try:
@@ -155,12 +170,6 @@ class _Recording(Response):
         finally:
             if not is_closed:
                 await self._run.abandon()
-
-    async def _close(self, body: bytes) -> None:
-        if self.status_code >= 400 or len(body) > self._max_bytes:
-            await self._run.abandon()
-            return
-        await self._run.finish(KeptAnswer(self.status_code, tuple(self._response.headers.items()), body))
 
 
 class _Replay(Response):

@@ -24,6 +24,7 @@ from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.callers import Scope
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.idempotency import SealedAnswers
+from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.key_records import KeyGrant
 from serve_app.use_cases.keys import Keys
 from tests.api.conftest import make_services
@@ -79,7 +80,7 @@ async def running_service(
             keys=Keys(SqlKeyStore(database), PEPPER),
             usage=SqlUsageReports(database),
             audit=SqlAuditLog(database),
-            idempotency=SealedAnswers(SqlIdempotentRequests(database, OWNER), PEPPER),
+            idempotency=IdempotentRuns(SealedAnswers(SqlIdempotentRequests(database, OWNER), PEPPER)),
         )
         for account in ("operator", "acme"):
             await services.accounts.ensure(account, actor="test")

@@ -12,6 +12,7 @@ from serve_app.api import create_api
 from serve_app.config import AppConfig, BillingConfig, HttpConfig, InferKitConfig, LimitsConfig, TotalGPTConfig
 from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.models import ModelCatalog
 from tests.fake_idempotency import FakeIdempotentRequests
 from tests.fakes import KEY, FakeAdmissionStore, FakeGenerator, FakeKeys, FakeTokenizer, make_admission
@@ -35,6 +36,7 @@ def make_services(
     billing: BillingConfig | None = None,
     limits: LimitsConfig | None = None,
     admission_store: FakeAdmissionStore | None = None,
+    idempotency: FakeIdempotentRequests | None = None,
     is_ready: bool = True,
 ) -> Services:
     """Services over fakes. Two models: the default one, which is also `standard` and `test-model`, and another."""
@@ -75,7 +77,7 @@ def make_services(
         admission=admission,
         usage=Absent(),
         audit=Absent(),
-        idempotency=FakeIdempotentRequests(),
+        idempotency=IdempotentRuns(idempotency or FakeIdempotentRequests(), retry_s=0.01),
         is_ready=ready,
     )
 

@@ -3,15 +3,24 @@
 import asyncio
 import dataclasses
 import json
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
 
-from deployments.errors import GenerationFailed, Overloaded
+from deployments.errors import Conflict, GenerationFailed, InvalidRequest, Overloaded, StorageError
 from serve_app.api import create_api
 from serve_app.config import HttpConfig
+from serve_app.http.idempotency import idempotent
 from serve_app.services import Services
+from serve_app.use_cases.callers import Principal
+from serve_app.use_cases.idempotency import KeptAnswer
+from tests.api.administration import running_service
 from tests.api.conftest import ClientFactory, make_services
+from tests.fake_idempotency import FakeIdempotentRequests
 from tests.fakes import FakeGenerator, FakeKeys
 from tests.live_server import RawClient, serve
 
@@ -160,9 +169,10 @@ async def test_answer_over_its_bound_is_not_kept(make_client: ClientFactory) -> 
     assert len(generator.requests) == 4
 
 
-async def test_answer_is_sent_even_if_it_cannot_be_kept(make_client: ClientFactory, services: Services) -> None:
-    services.idempotency.error = OSError("no space left")  # type: ignore[attr-defined]
-    client = await make_client(services=services)
+async def test_answer_is_sent_even_if_it_cannot_be_kept(make_client: ClientFactory) -> None:
+    store = FakeIdempotentRequests()
+    store.error = OSError("no space left")
+    client = await make_client(idempotency=store)
     assert (await client.post(AITEXTGEN[0], json=AITEXTGEN[1], headers=KEYED)).status_code == 200
     assert (await client.post(AITEXTGEN[0], json=AITEXTGEN[1], headers=KEYED)).status_code == 409
 
@@ -182,7 +192,8 @@ async def test_replayed_stream_comes_in_the_chunks_in_which_it_was_sent(services
 
 async def test_client_that_leaves_a_stream_leaves_its_key_free() -> None:
     generator = FakeGenerator("a", hang=True)
-    services = make_services(generator=generator)
+    store = FakeIdempotentRequests()
+    services = make_services(generator=generator, idempotency=store)
     path, body = STREAMS[0]
     async with serve(create_api(services)) as port:
         async with RawClient.connect(port) as client:
@@ -190,10 +201,151 @@ async def test_client_that_leaves_a_stream_leaves_its_key_free() -> None:
             await client.read_head()
             await client.read_chunk()
         await generator.closed.wait()
-        kept: dict[Any, Any] = services.idempotency.kept  # type: ignore[attr-defined]
         async with asyncio.timeout(5):
-            while kept:
+            while store.kept:
                 await asyncio.sleep(0.01)
+
+
+class OneAccount(FakeKeys):
+    """All keys are of one account."""
+
+    async def authenticate(self, key: str) -> Principal:
+        return dataclasses.replace(await super().authenticate(key), account="account")
+
+
+async def test_another_api_key_of_the_account_is_422(make_client: ClientFactory) -> None:
+    services = dataclasses.replace(make_services(), keys=OneAccount("one", "two"))
+    statuses = []
+    for key in ("one", "two", "one"):
+        client = await make_client(services=services, key=key)
+        statuses.append((await client.post(AITEXTGEN[0], json=AITEXTGEN[1], headers=KEYED)).status_code)
+    assert statuses == [200, 422, 200]
+
+
+class HeldFinish(FakeIdempotentRequests):
+    """Answers are kept when `released` is set; `finishing` tells that one is about to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.finishing = asyncio.Event()
+        self.released = asyncio.Event()
+
+    async def finish(self, account: str, key: str, answer: KeptAnswer) -> None:
+        self.finishing.set()
+        await self.released.wait()
+        await super().finish(account, key, answer)
+
+
+async def test_whole_answer_that_was_made_is_kept_where_the_client_left_before_it(make_client: ClientFactory) -> None:
+    store = HeldFinish()
+    generator = FakeGenerator()
+    client = await make_client(generator=generator, idempotency=store)
+    asking = asyncio.create_task(client.post(AITEXTGEN[0], json=AITEXTGEN[1], headers=KEYED))
+    await store.finishing.wait()
+    await cancel(asking)
+    store.released.set()
+    await kept_answer(store)
+    response = await client.post(AITEXTGEN[0], json=AITEXTGEN[1], headers=KEYED)
+    assert response.headers[REPLAYED] == "true"
+    assert len(generator.requests) == 1
+
+
+class Effect:
+    """An endpoint whose effect takes place when `committed` is set, and then raises `error`."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.started = asyncio.Event()
+        self.committed = asyncio.Event()
+        self.num_effects = 0
+
+    async def __call__(self, _request: Request) -> Response:
+        self.started.set()
+        await self.committed.wait()
+        self.num_effects += 1
+        if self.error is not None:
+            raise self.error
+        return Response(b"done", status_code=201)
+
+
+def once(endpoint: Effect, store: FakeIdempotentRequests) -> Callable[[], Coroutine[Any, Any, Response]]:
+    async def identify(_request: Request) -> Principal:
+        return Principal(account="account", key_id="key")
+
+    decorated = idempotent(make_services(idempotency=store), identify, to_the_end=True)(endpoint.__call__)
+
+    async def ask() -> Response:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+
+        headers = [(b"idempotency-key", b"key-1"), (b"host", b"localhost")]
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+        return await decorated(Request(scope, receive))
+
+    return ask
+
+
+async def test_effect_goes_on_and_is_kept_where_the_client_leaves_while_it_is_committed() -> None:
+    effect, store = Effect(), FakeIdempotentRequests()
+    ask = once(effect, store)
+    asking = asyncio.create_task(ask())
+    await effect.started.wait()
+    await cancel(asking)
+    effect.committed.set()
+    await kept_answer(store)
+    assert (await ask()).headers[REPLAYED] == "true"
+    assert effect.num_effects == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "is_free"), [(InvalidRequest("no"), True), (StorageError("lost"), False), (ValueError("bug"), False)]
+)
+async def test_effect_that_failed_is_tried_again_only_if_it_did_not_take_place(error: Exception, is_free: bool) -> None:
+    effect, store = Effect(error), FakeIdempotentRequests()
+    effect.committed.set()
+    ask = once(effect, store)
+    with pytest.raises(type(error)):
+        await ask()
+    with pytest.raises(type(error) if is_free else Conflict):
+        await ask()
+    assert effect.num_effects == (2 if is_free else 1)
+
+
+async def test_grant_goes_on_where_the_client_leaves(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_service(sqlite_url) as service:
+        grant = service.services.accounts.grant
+        granted, leave = asyncio.Event(), asyncio.Event()
+
+        async def slow_grant(*args: Any, **kwargs: Any) -> Any:
+            answer = await grant(*args, **kwargs)
+            granted.set()
+            await leave.wait()
+            return answer
+
+        monkeypatch.setattr(service.services.accounts, "grant", slow_grant)
+        path, body = "/v1/admin/accounts/acme/credits", {"amount": 10}
+        asking = asyncio.create_task(service.admin.post(path, json=body, headers=KEYED))
+        await granted.wait()
+        await cancel(asking)
+        assert (await service.admin.post(path, json=body, headers=KEYED)).status_code == 409
+        leave.set()
+        async with asyncio.timeout(5):
+            while (response := await service.admin.post(path, json=body, headers=KEYED)).status_code == 409:
+                await asyncio.sleep(0.01)
+        assert response.headers[REPLAYED] == "true"
+        assert (await service.admin.get("/v1/admin/accounts/acme")).json()["credit"] == 10
+
+
+async def cancel(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+
+
+async def kept_answer(store: FakeIdempotentRequests) -> None:
+    async with asyncio.timeout(5):
+        while not any(store.kept.values()):
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

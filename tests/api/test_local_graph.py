@@ -15,6 +15,7 @@ from serve_app.api import create_api
 from serve_app.config import AppConfig
 from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
+from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.models import ModelCatalog
 from tests.api.conftest import Absent
 from tests.factories import make_tiny_model
@@ -52,7 +53,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
             admission=admission,
             usage=Absent(),
             audit=Absent(),
-            idempotency=FakeIdempotentRequests(),
+            idempotency=IdempotentRuns(FakeIdempotentRequests()),
             is_ready=is_ready,
         )
         async with httpx.AsyncClient(
