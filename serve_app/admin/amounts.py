@@ -6,9 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from deployments.errors import InvalidParameter
-
-MICROCREDITS = 1_000_000
-"""In one credit."""
+from serve_app.ledger.credits import MICROCREDITS
 
 Credits = Annotated[int | float, Field(ge=-1e11, le=1e11, description="Credits, with at most six decimal places.")]
 
@@ -34,8 +32,3 @@ def to_credits(microcredits: int | None) -> int | float | None:
         return None
     whole, rest = divmod(microcredits, MICROCREDITS)
     return whole if rest == 0 else microcredits / MICROCREDITS
-
-
-def spell_credits(microcredits: int) -> str:
-    """The exact decimal number, for files."""
-    return f"{Decimal(microcredits) / MICROCREDITS:f}"

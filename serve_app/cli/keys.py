@@ -15,11 +15,11 @@ from serve_app.cli.options import (
     AsJson,
     Config,
     credits_or_none,
-    to_credits,
     to_iso,
     to_microcredits,
 )
 from serve_app.cli.output import print_json, say
+from serve_app.ledger.credits import spell_credits
 from serve_app.use_cases.audit import COMMAND_LINE
 from serve_app.use_cases.callers import Dialect, KeyLimits, Scope
 from serve_app.use_cases.key_records import KeyGrant, KeyRecord, describe_limits
@@ -181,7 +181,7 @@ def _line(record: KeyRecord) -> str:
     if record.grant.models is not None:
         notes.append(f"only {', '.join(sorted(record.grant.models))}")
     if record.grant.budget is not None:
-        notes.append(f"spent {to_credits(record.spent)} of {to_credits(record.grant.budget)} credits")
+        notes.append(f"spent {spell_credits(record.spent)} of {spell_credits(record.grant.budget)} credits")
     notes += [f"own limits for {dialect}" for dialect, _ in record.grant.limits]
     if record.last_used_at is not None:
         notes.append(f"last used {to_iso(record.last_used_at)}")
@@ -201,8 +201,8 @@ def _public(record: KeyRecord) -> dict[str, Any]:
         "models": None if record.grant.models is None else sorted(record.grant.models),
         "limits": {dialect.value: describe_limits(limits) for dialect, limits in record.grant.limits},
         "budget": credits_or_none(record.grant.budget),
-        "spent": to_credits(record.spent),
-        "reserved": to_credits(record.reserved),
+        "spent": spell_credits(record.spent),
+        "reserved": spell_credits(record.reserved),
         "created_at": to_iso(record.created_at),
         "expires_at": to_iso(record.expires_at),
         "revoked_at": to_iso(record.revoked_at),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from deployments.errors import InvalidParameter
-from serve_app.use_cases.accounts import MICROCREDITS
+from serve_app.ledger.credits import MICROCREDITS, spell_credits
 
 Config = Annotated[Path, typer.Option(help="A Serve configuration file; its `args` say what to run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -29,15 +29,8 @@ def to_microcredits(credits: str) -> int:
     raise InvalidParameter(f"{credits!r} is no number of credits with at most six decimal places", "credits")
 
 
-def to_credits(microcredits: int) -> str:
-    """The amount as a decimal number of credits, without needless zeros."""
-    whole, rest = divmod(abs(microcredits), MICROCREDITS)
-    sign = "-" if microcredits < 0 else ""
-    return f"{sign}{whole}.{rest:06}".rstrip("0").rstrip(".")
-
-
 def credits_or_none(microcredits: int | None) -> str | None:
-    return None if microcredits is None else to_credits(microcredits)
+    return None if microcredits is None else spell_credits(microcredits)
 
 
 def to_iso(seconds: float | None) -> str | None:

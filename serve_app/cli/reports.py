@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from serve_app.cli.administration import Administration, administer
-from serve_app.cli.options import LOCAL_CONFIG, Config, credits_or_none, to_credits, to_iso, to_seconds
+from serve_app.cli.options import LOCAL_CONFIG, Config, credits_or_none, to_iso, to_seconds
 from serve_app.cli.output import CsvPrinter, print_line, print_table
+from serve_app.ledger.credits import spell_credits
 from serve_app.use_cases.callers import Dialect
 from serve_app.use_cases.usage import (
     LedgerLine,
@@ -138,7 +139,7 @@ def _sum(found: UsageSum) -> dict[str, Any]:
         "prompt_tokens": found.prompt_tokens,
         "completion_tokens": found.completion_tokens,
         "characters": found.characters,
-        "cost": to_credits(found.cost),
+        "cost": spell_credits(found.cost),
     }
 
 
@@ -151,7 +152,7 @@ def _line(line: LedgerLine) -> dict[str, Any]:
         "model": line.model,
         "created_at": to_iso(line.created_at),
         "settled_at": to_iso(line.settled_at),
-        "held": to_credits(line.held),
+        "held": spell_credits(line.held),
         "prompt_tokens": line.prompt_tokens,
         "completion_tokens": line.completion_tokens,
         "characters": line.characters,

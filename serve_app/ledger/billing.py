@@ -6,10 +6,8 @@ from decimal import Decimal
 from typing import Protocol
 
 from serve_app.config import BillingConfig
+from serve_app.ledger.credits import MICROCREDITS
 from serve_app.ledger.entries import Counts, Outcome
-
-MICROCREDITS = 1_000_000
-"""In one credit."""
 
 
 class Price(Protocol):

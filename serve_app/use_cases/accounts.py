@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deployments.errors import Conflict, InvalidParameter, NotFound
+from serve_app.ledger.credits import MICROCREDITS
 from serve_app.use_cases.audit import AuditEntry
 from serve_app.use_cases.keys import check_name
-
-MICROCREDITS = 1_000_000
-"""In one credit."""
 
 MAX_AMOUNT = 10**17
 """The most that one grant moves, in microcredits; sums of a few such amounts still fit 64 bits."""

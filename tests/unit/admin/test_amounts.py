@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.errors import InvalidParameter
-from serve_app.admin.amounts import spell_credits, to_credits, to_microcredits
+from serve_app.admin.amounts import to_credits, to_microcredits
+from serve_app.ledger.credits import spell_credits
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from deployments.errors import InvalidParameter
 from serve_app.cli.key_limits import parse_window, with_limits
-from serve_app.cli.options import to_credits, to_microcredits
+from serve_app.cli.options import to_microcredits
+from serve_app.ledger.credits import spell_credits
 from serve_app.use_cases.callers import Dialect, KeyLimits, Window
 from serve_app.use_cases.key_records import KeyGrant
 from tests.unit.cli.conftest import Command
@@ -99,8 +100,8 @@ def test_limits_of_other_apis_stay(present: dict[Dialect, int], changed: Dialect
 
 @given(st.integers(-(10**18), 10**18))
 def test_amounts_come_back_as_they_were(microcredits: int) -> None:
-    assert to_microcredits(to_credits(microcredits)) == microcredits
+    assert to_microcredits(spell_credits(microcredits)) == microcredits
 
 
 def test_amounts_have_no_needless_digits() -> None:
-    assert [to_credits(amount) for amount in (0, 10_000_000, -1, 1_500_000)] == ["0", "10", "-0.000001", "1.5"]
+    assert [spell_credits(amount) for amount in (0, 10_000_000, -1, 1_500_000)] == ["0", "10", "-0.000001", "1.5"]
