@@ -56,7 +56,7 @@ format: $(VENV)/dev.stamp ## format the code and mend what the linter can
 # The lock files name every package but torch, whose build (CPU or CUDA) the machine decides. serve.txt is made from
 # dev.txt, so that both name the same versions. pip-compile ends its output with a warning that torch is missing.
 lock: $(VENV)/dev.stamp ## lock the dependencies of pyproject.toml anew, keeping versions that still fit
-	$(BIN)/pip-compile --extra dev --output-file requirements/dev.txt pyproject.toml
+	$(BIN)/pip-compile --extra dev --extra distributed --output-file requirements/dev.txt pyproject.toml
 	cp requirements/dev.txt requirements/serve.txt
 	$(BIN)/pip-compile --output-file requirements/serve.txt pyproject.toml
 	@for file in requirements/serve.txt requirements/dev.txt; do \

@@ -1,6 +1,6 @@
 """What to run: frozen settings of the model side. Unknown keys are refused; units stand in the names."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -55,6 +55,49 @@ class ModelConfig(Settings):
     engine: EngineConfig = EngineConfig()
 
 
+class CheckpointConfig(Settings):
+    """Where training data, checkpoints and adapters are kept.
+
+    url: `s3://bucket/prefix` or `file:///directory`; None means the directory `objects` under home.
+    endpoint_url, region: of an S3 server; None takes what boto3 finds. Credentials stand in the environment
+    (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or wherever else boto3 looks for them.
+    part_bytes: files are sent and fetched in pieces of this size, max_parallel of them at the same time.
+    grace_s: how old an object must be before it is deleted as one that nothing names.
+    """
+
+    url: str | None = Field(None, pattern="^(s3|file)://.")
+    endpoint_url: str | None = None
+    region: str | None = None
+    part_bytes: Annotated[int, Field(ge=5 * 1024 * 1024)] = 16 * 1024 * 1024
+    max_parallel: PositiveInt = 8
+    grace_s: PositiveFloat = 86400.0
+
+
+class AdapterCacheConfig(Settings):
+    """What a generator keeps of adapters: on the model's device, read in host memory, and as files on its disk. What was
+    used longest ago goes first; what a request uses stays."""
+
+    device_bytes: PositiveInt = 512 * 1024 * 1024
+    host_bytes: PositiveInt = 512 * 1024 * 1024
+    disk_bytes: PositiveInt = 8 * 1024 * 1024 * 1024
+
+
+class TrainerConfig(Settings):
+    """What one fine-tuning worker gets, and how it works.
+
+    num_cpus, num_gpus: what it reserves of the cluster. niceness: added to the worker's priority as a process, so that
+    on one machine it gives way to generation. num_threads 0 leaves the choice to torch.
+    checkpoint_every_steps: optimiser steps between two checkpoints.
+    """
+
+    num_cpus: NonNegativeFloat = 1.0
+    num_gpus: NonNegativeFloat = 0.0
+    niceness: Annotated[int, Field(ge=0, le=19)] = 10
+    num_threads: NonNegativeInt = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every_steps: PositiveInt = 50
+
+
 class GraphConfig(Settings):
     """The models of one deployment graph; the first is the default one.
 
@@ -63,3 +106,6 @@ class GraphConfig(Settings):
 
     models: tuple[ModelConfig, ...] = Field(min_length=1)
     replica_wait_s: PositiveFloat = 120.0
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    adapters: AdapterCacheConfig = AdapterCacheConfig()
+    trainer: TrainerConfig = TrainerConfig()

@@ -5,22 +5,29 @@ ServiceError
 │   ├── InvalidParameter        a field of the request, named by `param`
 │   ├── ContextLengthExceeded   the prompt does not fit the model
 │   ├── InvalidAdapter          an adapter's files are broken, unsupported, or not made for the model
+│   ├── InvalidTrainingData     training data that cannot be trained on; `param` names the field
 │   ├── OutOfCredits            the account or the key has nothing left to spend
 │   ├── PayloadTooLarge   413   the body is longer than the limit
 │   └── IdempotencyMismatch 422 the idempotency key was used for another request
 ├── Unauthenticated       401
 ├── PermissionDenied      403
 ├── NotFound              404
-│   └── ModelNotFound
+│   ├── ModelNotFound
+│   ├── JobNotFound
+│   └── ObjectNotFound          the object store has no such object
 ├── MethodNotAllowed      405
 ├── Conflict              409   another request is doing this at this moment
 ├── RateLimited           429   a window of the key is full; come back after `retry_after_s`
 ├── Overloaded            503   come back after `retry_after_s`
-│   └── StorageError            the database does not answer
+│   ├── StorageError            the database does not answer
+│   └── ObjectStoreError        the object store does not answer
 ├── AdapterNotLoaded      503   whoever sends requests for an adapter loads it first
 ├── DeadlineExceeded      504   the answer did not come within the service's own limit
+├── CorruptObject         502   an object is not what its name says: its digest differs
 └── EngineError           500
     ├── GenerationFailed        this request; the next may succeed
+    ├── TrainingFailed          this fine-tuning run, for good: to try again would fail again
+    ├── WorkerLost              the worker of a fine-tuning run is gone; another goes on from the last checkpoint
     └── EngineDead              this replica; its health check fails and it is replaced
 """
 
@@ -84,6 +91,16 @@ class InvalidAdapter(InvalidRequest):
     code = "invalid_adapter"
 
 
+class InvalidTrainingData(InvalidRequest):
+    """InvalidTrainingData(message, param)"""
+
+    code = "invalid_training_data"
+
+    def __init__(self, message: str, param: str = "training_data") -> None:
+        super().__init__(message, param)
+        self.param = param
+
+
 class PayloadTooLarge(InvalidRequest):
     status = 413
     code = "payload_too_large"
@@ -118,6 +135,20 @@ class ModelNotFound(NotFound):
     @property
     def message(self) -> str:
         return f"the model {self.args[0]!r} does not exist; GET /v1/models lists those that do"
+
+
+class JobNotFound(NotFound):
+    """JobNotFound(job_id)"""
+
+    code = "job_not_found"
+
+    @property
+    def message(self) -> str:
+        return f"there is no fine-tuning job {self.args[0]!r}"
+
+
+class ObjectNotFound(NotFound):
+    code = "object_not_found"
 
 
 class MethodNotAllowed(ServiceError):
@@ -162,6 +193,15 @@ class StorageError(Overloaded):
     code = "storage_unavailable"
 
 
+class ObjectStoreError(Overloaded):
+    code = "object_store_unavailable"
+
+
+class CorruptObject(ServiceError):
+    status = 502
+    code = "corrupt_object"
+
+
 class AdapterNotLoaded(ServiceError):
     """AdapterNotLoaded(adapter_id)"""
 
@@ -185,6 +225,14 @@ class EngineError(ServiceError):
 
 class GenerationFailed(EngineError):
     code = "generation_failed"
+
+
+class TrainingFailed(EngineError):
+    code = "training_failed"
+
+
+class WorkerLost(EngineError):
+    code = "worker_lost"
 
 
 class EngineDead(EngineError):

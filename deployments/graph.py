@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from deployments.training import TrainingEvent, TrainingRequest
 from deployments.types import (
     EncodeRequest,
     EncodeResult,
@@ -25,6 +26,10 @@ class Tokenizer(Protocol):
     async def token_texts(self, model: str, token_ids: tuple[int, ...]) -> tuple[str, ...]:
         """The text of each id on its own. Raises InvalidParameter and ModelNotFound."""
 
+    async def count(self, model: str, texts: tuple[str, ...]) -> tuple[int, ...]:
+        """How many tokens each text has, without special tokens. Raises InvalidParameter, naming `texts[index]`, and
+        ModelNotFound."""
+
 
 class Generator(Protocol):
     """One base model. Cancelling `generate` or closing the iterator of `stream` frees what the request holds."""
@@ -37,6 +42,18 @@ class Generator(Protocol):
 
     async def check_health(self) -> None:
         """Returns when the model is loaded and can answer. Raises EngineDead."""
+
+
+class FineTuner(Protocol):
+    """Trains adapters, each on a worker of its own."""
+
+    def train(self, request: TrainingRequest) -> AsyncGenerator[TrainingEvent, None]:
+        """What happens while the adapter is trained, the last event a `Finished`. Closing the iterator ends the worker.
+
+        A worker that lives says so at least every `training.BEAT_S` seconds, by an event or `Alive`.
+        Raises InvalidTrainingData and TrainingFailed, which would come again; WorkerLost, Overloaded, ObjectStoreError,
+        after which another call may go on from the last checkpoint.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,10 @@ class ModelTokenizer:
             raise InvalidParameter("must be at least 1, or -1 for the model's context", "truncate_prompt_tokens")
         return token_ids[-num_kept:]
 
+    def count(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """How many tokens each text has, without special tokens. Raises InvalidParameter."""
+        return tuple(len(self._encode_text(text, f"texts[{index}]")) for index, text in enumerate(texts))
+
     def spell(self, word: str) -> list[tuple[int, ...]]:
         """The token sequences of a bad word: at the beginning of a line, of a text, and after a space.
 

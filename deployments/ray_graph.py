@@ -108,6 +108,9 @@ class TokenizerReplica:
     async def token_texts(self, model: str, token_ids: tuple[int, ...]) -> AsyncGenerator[tuple[str, ...], None]:
         yield await self._node.token_texts(model, token_ids)
 
+    async def count(self, model: str, texts: tuple[str, ...]) -> AsyncGenerator[tuple[int, ...], None]:
+        yield await self._node.count(model, texts)
+
 
 class GeneratorReplica:
     """Serve's shell around a generator node: not ready before its model is."""
@@ -148,6 +151,7 @@ class RayTokenizer:
         self._encode = handle.options(method_name="encode", stream=True)
         self._decode = handle.options(method_name="decode", stream=True)
         self._token_texts = handle.options(method_name="token_texts", stream=True)
+        self._count = handle.options(method_name="count", stream=True)
         self._replica_wait_s = replica_wait_s
 
     async def encode(self, request: EncodeRequest) -> EncodeResult:
@@ -163,6 +167,10 @@ class RayTokenizer:
     async def token_texts(self, model: str, token_ids: tuple[int, ...]) -> tuple[str, ...]:
         texts: tuple[str, ...] = await _call(self._token_texts, self._replica_wait_s, model, token_ids)
         return texts
+
+    async def count(self, model: str, texts: tuple[str, ...]) -> tuple[int, ...]:
+        counts: tuple[int, ...] = await _call(self._count, self._replica_wait_s, model, texts)
+        return counts
 
 
 class RayGenerator:

@@ -68,6 +68,11 @@ class TokenizerNode:
         tokenizer = await self._tokenizer(model)
         return await _run(lambda: tokenizer.token_texts(token_ids), size=len(token_ids))
 
+    async def count(self, model: str, texts: tuple[str, ...]) -> tuple[int, ...]:
+        """See `deployments.graph.Tokenizer.count`."""
+        tokenizer = await self._tokenizer(model)
+        return await _run(lambda: tokenizer.count(texts), size=sum(map(len, texts)))
+
     async def _tokenizer(self, model: str) -> ModelTokenizer:
         if model not in self._configs:
             raise ModelNotFound(model)

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import Field, IPvAnyNetwork, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deployments.config import GraphConfig, Settings
@@ -107,6 +107,50 @@ class LimitsConfig(Settings):
     totalgpt: DialectLimits = DialectLimits()
 
 
+class FineTuningConfig(Settings):
+    """Fine-tuning jobs: what may be asked for, and how they are run.
+
+    hold_s: how long `POST /v1/aitextgen/finetune` waits for the end of the training before it answers 202.
+    max_data_bytes, max_documents: of one training file. min_generator_bytes: the least for an InferKit generator.
+    max_epochs, max_rank, max_tokens: of one job; tokens are those of the file times the epochs.
+    max_jobs: that run at the same time in the whole service; max_jobs_per_account: of one account; others wait.
+    lease_s: how long a job stays with a dispatcher that is not heard of. hang_s: how long a worker may be silent.
+    max_attempts: workers that may be lost in a row without a new checkpoint before the job fails; retry_s: the pause
+    before the next, doubled each time.
+    """
+
+    hold_s: PositiveFloat = 600.0
+    max_data_bytes: PositiveInt = 20 * 1024 * 1024
+    max_documents: PositiveInt = 20_000
+    min_generator_bytes: NonNegativeInt = 50_000
+    max_epochs: PositiveInt = 100
+    max_rank: PositiveInt = 256
+    max_tokens: PositiveInt = 200_000_000
+    max_jobs: PositiveInt = 1
+    max_jobs_per_account: PositiveInt = 1
+    lease_s: PositiveFloat = 30.0
+    hang_s: PositiveFloat = 300.0
+    max_attempts: PositiveInt = 5
+    retry_s: PositiveFloat = 2.0
+
+
+class WebhooksConfig(Settings):
+    """Deliveries of webhooks.
+
+    allowed_networks: addresses in these networks are connected to although they are not public, such as 10.0.0.0/8;
+    hosts of theirs may also be called by plain http. ports: that URLs may name, beside 443. timeout_s: for one attempt.
+    retry_s: the pauses after each failed attempt; after the last the delivery has failed. disable_after_s: an endpoint
+    that has failed for so long without a success is disabled.
+    """
+
+    allowed_networks: tuple[IPvAnyNetwork, ...] = ()
+    ports: tuple[PositiveInt, ...] = (443, 8443)
+    timeout_s: PositiveFloat = 15.0
+    retry_s: tuple[PositiveFloat, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
+    disable_after_s: PositiveFloat = 5 * 86400.0
+    max_endpoints: PositiveInt = 50
+
+
 class AppConfig(Settings):
     """Everything that `serve_app.app:build` takes.
 
@@ -121,6 +165,8 @@ class AppConfig(Settings):
     totalgpt: TotalGPTConfig = TotalGPTConfig()
     billing: BillingConfig = BillingConfig()
     limits: LimitsConfig = LimitsConfig()
+    fine_tuning: FineTuningConfig = FineTuningConfig()
+    webhooks: WebhooksConfig = WebhooksConfig()
 
 
 class Home(BaseSettings):

@@ -73,6 +73,10 @@ class FakeTokenizer:
         self._check(token_ids)
         return tuple(text_of([token_id], skip_special_tokens=False) for token_id in token_ids)
 
+    async def count(self, model: str, texts: tuple[str, ...]) -> tuple[int, ...]:
+        del model
+        return tuple(map(len, texts))
+
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         match prompt:
             case TokenPrompt(token_ids):

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, column, inspect, select, table
 from serve_app.config import SetupError
 from serve_app.stores.backend import Backend
 
-VERSION = "0001"
+VERSION = "0002"
 """The newest migration, which this code needs."""
 
 _versions = table("alembic_version", column("version_num"))

@@ -6,6 +6,7 @@ Times are seconds since 1970, UTC. Amounts are whole microcredits, millionths of
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 
@@ -161,4 +163,146 @@ audit_log = Table(  # rows are only ever added
     Column("target", String(200), nullable=False),
     Column("details", JSON, nullable=False),
     Index("audit_log_by_time", "at"),
+)
+
+files = Table(  # what clients upload to train on; the documents lie in the object store
+    "files",
+    metadata,
+    Column("id", String(50), primary_key=True),
+    Column("account", String(200), nullable=False),
+    Column("filename", String(200), nullable=False),
+    Column("purpose", String(50), nullable=False),
+    Column("bytes", BigInteger, nullable=False),  # as it was uploaded
+    Column("digest", String(64), nullable=False),  # SHA-256 of the blob with the documents
+    Column("original", String(64), nullable=False),  # SHA-256 of the blob with the file as it was uploaded
+    Column("num_documents", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("deleted_at", Float),
+    Index("files_by_account", "account", "created_at", "id"),
+)
+
+jobs = Table(  # fine-tuning jobs
+    "jobs",
+    metadata,
+    Column("id", String(50), primary_key=True),
+    Column("account", String(200), nullable=False),
+    Column("key_id", String(32), nullable=False),
+    Column("dialect", String(20), nullable=False),
+    Column("base_model", String(200), nullable=False),
+    Column("model_id", String(50), nullable=False),  # what the adapter is called, if it ever is
+    Column("name", String(200), nullable=False),
+    Column("training_file", String(50), nullable=False),
+    Column("validation_file", String(50)),
+    Column("params", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),  # the client's own words
+    Column("status", String(20), nullable=False),
+    Column("error", JSON(none_as_null=True)),  # code, message, param
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("not_before", Float, nullable=False, server_default="0"),  # when it may be claimed
+    Column("worker", String(32)),  # the dispatcher that runs it
+    Column("lease_until", Float),
+    Column("fence", BigInteger, nullable=False, server_default="0"),  # grows with each claim
+    Column("attempts", BigInteger, nullable=False, server_default="0"),  # in a row that brought no checkpoint
+    Column("step", BigInteger, nullable=False, server_default="0"),
+    Column("total_steps", BigInteger),
+    Column("progress", JSON(none_as_null=True)),  # the last: loss, tokens_per_s, seconds_left, ...
+    Column("trained_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("training_time_s", Float, nullable=False, server_default="0"),  # of all attempts
+    Column("manifest", String(64)),  # of the published adapter
+    Index("jobs_by_account", "account", "created_at", "id"),
+    _partial_index("jobs_open", "created_at", "finished_at IS NULL"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("job", String(50), ForeignKey("jobs.id"), nullable=False),
+    Column("account", String(200), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("level", String(10), nullable=False),  # info, warn, error
+    Column("type", String(10), nullable=False),  # message, metrics
+    Column("message", Text, nullable=False),
+    Column("data", JSON, nullable=False),
+    Index("job_events_by_job", "job", "id"),
+)
+
+job_checkpoints = Table(
+    "job_checkpoints",
+    metadata,
+    Column("job", String(50), ForeignKey("jobs.id"), primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("account", String(200), nullable=False),
+    Column("manifest", String(64), nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+tuned_models = Table(  # published adapters
+    "tuned_models",
+    metadata,
+    Column("id", String(50), primary_key=True),
+    Column("account", String(200), nullable=False),
+    Column("base_model", String(200), nullable=False),
+    Column("job", String(50), ForeignKey("jobs.id"), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    Column("manifest", String(64), nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("deployed", Boolean, nullable=False),
+    Column("undeploy_at", Float),  # when it is taken out of service by itself
+    Column("deleted_at", Float),
+    Index("tuned_models_by_account", "account", "created_at", "id"),
+)
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", String(50), primary_key=True),
+    Column("account", String(200), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("events", JSON, nullable=False),  # a list of names
+    Column("secret", LargeBinary, nullable=False),  # sealed
+    Column("old_secret", LargeBinary),  # sealed; signs too, until
+    Column("old_secret_until", Float),
+    Column("created_at", Float, nullable=False),
+    Column("failing_since", Float),  # null: the last delivery succeeded
+    Column("disabled_at", Float),
+    Column("disabled_reason", Text),
+    Column("deleted_at", Float),
+    Index("webhook_endpoints_by_account", "account", "created_at", "id"),
+)
+
+webhook_events = Table(
+    "webhook_events",
+    metadata,
+    Column("id", String(50), primary_key=True),
+    Column("account", String(200), nullable=False),
+    Column("type", String(50), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("payload", LargeBinary, nullable=False),  # the bytes that are signed and sent
+    Index("webhook_events_by_account", "account", "at"),
+)
+
+webhook_deliveries = Table(  # the outbox: an event to an endpoint
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(50), primary_key=True),
+    Column("account", String(200), nullable=False),
+    Column("endpoint", String(50), ForeignKey("webhook_endpoints.id"), nullable=False),
+    Column("event", String(50), ForeignKey("webhook_events.id"), nullable=False),
+    Column("status", String(20), nullable=False),  # pending, succeeded, failed
+    Column("attempts", BigInteger, nullable=False, server_default="0"),
+    Column("created_at", Float, nullable=False),
+    Column("next_at", Float),  # of a pending one: when it is due, or its lease ends; null: it has ended
+    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("finished_at", Float),
+    Column("response_status", Integer),  # of the last attempt
+    Column("response_body", Text),  # its beginning
+    Column("error", Text),  # why there was no response
+    UniqueConstraint("endpoint", "event", name="webhook_deliveries_once"),
+    Index("webhook_deliveries_by_endpoint", "endpoint", "created_at", "id"),
+    _partial_index("webhook_deliveries_due", "next_at", "next_at IS NOT NULL"),
 )

@@ -1,0 +1,1 @@
+"""Training of LoRA adapters: data, trainer, checkpoints. Knows no job, no database and no Ray."""

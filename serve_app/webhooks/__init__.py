@@ -1,0 +1,1 @@
+"""Webhooks as pure values and rules: events, signatures, retry schedule, which addresses may be called."""
