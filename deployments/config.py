@@ -74,8 +74,8 @@ class CheckpointConfig(Settings):
 
 
 class AdapterCacheConfig(Settings):
-    """What a generator keeps of adapters: on the model's device, read in host memory, and as files on its disk. What was
-    used longest ago goes first; what a request uses stays."""
+    """What a generator keeps of adapters: on the model's device, read in host memory, and as files on its disk. What
+    was used longest ago goes first; what a request uses stays."""
 
     device_bytes: PositiveInt = 512 * 1024 * 1024
     host_bytes: PositiveInt = 512 * 1024 * 1024

@@ -90,8 +90,8 @@ class JobCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFile:
-    """Documents to train on. digest: of the blob that holds them, one JSON string a line. original: of the blob with the
-    file as it was uploaded. bytes: of that."""
+    """Documents to train on. digest: of the blob that holds them, one JSON string a line. original: of the blob with
+    the file as it was uploaded. bytes: of that."""
 
     id: str
     account: str
