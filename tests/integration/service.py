@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,12 +57,16 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) ->
 
 @dataclass
 class Service:
-    """A launcher in a process of its own, with its own home; `output` is what it has printed so far."""
+    """A launcher in a process of its own, with its own home; `output` is what it has printed so far.
+
+    variables: of its environment, beside those of this process.
+    """
 
     home: Path
     profile: str
     config: Path = LOCAL_CONFIG
     port: int = field(default_factory=free_port)
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.log = self.home / "launcher-output"
@@ -72,7 +76,7 @@ class Service:
                     sys.executable, "-c", _COMMAND, "serve",
                     "--port", str(self.port), "--profile", self.profile, "--config", str(self.config),
                 ],
-                env=os.environ | {"TRITEXT_HOME": str(self.home)},
+                env={**os.environ, **self.variables, "TRITEXT_HOME": str(self.home)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
