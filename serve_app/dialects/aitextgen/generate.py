@@ -1,4 +1,4 @@
-"""The AITextGen API: `POST /v1/aitextgen/generate`. Wire models, translation and route; knows no other dialect."""
+"""`POST /v1/aitextgen/generate`: wire models, translation and route."""
 
 import time
 from typing import Any
@@ -67,8 +67,7 @@ def to_command(body: GenerateBody, *, caller: Caller, default_model: str) -> Gen
     )
 
 
-def router(services: Services) -> APIRouter:
-    routes = APIRouter(tags=["AITextGen"])
+def add_routes(routes: APIRouter, services: Services) -> None:
     http = services.config.http
 
     async def identify(request: Request) -> Caller:
@@ -105,5 +104,3 @@ def router(services: Services) -> APIRouter:
             "generation_time": round(time.perf_counter() - started_at, 4),
         }
         return Response(to_json(payload), media_type="application/json")
-
-    return routes

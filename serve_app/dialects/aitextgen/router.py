@@ -1,0 +1,13 @@
+"""All routes of the AITextGen dialect."""
+
+from fastapi import APIRouter
+
+from serve_app.dialects.aitextgen import generate
+from serve_app.services import Services
+
+
+def router(services: Services) -> APIRouter:
+    routes = APIRouter(tags=["AITextGen"])
+    for module in (generate,):
+        module.add_routes(routes, services)
+    return routes
