@@ -19,6 +19,7 @@ ServiceError
 ├── Conflict              409   another request is doing this at this moment
 ├── RateLimited           429   a window of the key is full; come back after `retry_after_s`
 ├── Overloaded            503   come back after `retry_after_s`
+│   ├── ReplicaLost             the replica that worked on the call is gone
 │   ├── StorageError            the database does not answer
 │   └── ObjectStoreError        the object store does not answer
 ├── AdapterNotLoaded      503   whoever sends requests for an adapter loads it first
@@ -187,6 +188,10 @@ class Overloaded(ServiceError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message, retry_after_s)
         self.retry_after_s = retry_after_s
+
+
+class ReplicaLost(Overloaded):
+    code = "replica_lost"
 
 
 class StorageError(Overloaded):

@@ -18,7 +18,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deployments.config import GraphConfig, ModelConfig
-from deployments.errors import EngineError, Overloaded
+from deployments.continuing import ContinuingGenerator
+from deployments.errors import EngineError, Overloaded, ReplicaLost
 from deployments.graph import Graph
 from deployments.model_source import default_home
 from deployments.types import EncodeRequest, EncodeResult, GenerateChunk, GenerateRequest, GenerateResult
@@ -79,7 +80,9 @@ def connect_graph(config: GraphConfig, tokenizer: Handle, generators: Mapping[st
     wait_s = config.replica_wait_s
     return Graph(
         tokenizer=RayTokenizer(tokenizer, wait_s),
-        generators={model_id: RayGenerator(handle, wait_s) for model_id, handle in generators.items()},
+        generators={
+            model_id: ContinuingGenerator(RayGenerator(handle, wait_s)) for model_id, handle in generators.items()
+        },
     )
 
 
@@ -176,8 +179,7 @@ class RayTokenizer:
 class RayGenerator:
     """`deployments.graph.Generator` over the handle of one model's deployment.
 
-    A call that loses its replica fails as an overload, to be sent again. To go on elsewhere instead belongs in
-    `stream` and `generate`, which see both the request and what of its answer has arrived.
+    A call that loses its replica raises ReplicaLost.
     """
 
     def __init__(self, handle: Handle, replica_wait_s: float) -> None:
@@ -242,7 +244,8 @@ def _cancel(response: DeploymentResponseGenerator[Any]) -> None:
 def service_error(error: BaseException) -> BaseException:
     """What a failed call means to its caller: the one place where Ray's errors end.
 
-    An error that the node raised is given back as it was raised there; a lost or missing replica is an overload.
+    An error that the node raised is given back as it was raised there; a lost replica is ReplicaLost, a missing one
+    Overloaded.
     """
     if isinstance(error, RayTaskError):
         cause = error.cause
@@ -260,5 +263,5 @@ def service_error(error: BaseException) -> BaseException:
     return error
 
 
-def _replica_lost() -> Overloaded:
-    return Overloaded("the replica that worked on the request was lost; send it again", _REPLICA_LOST_RETRY_S)
+def _replica_lost() -> ReplicaLost:
+    return ReplicaLost("the replica that worked on the request was lost; send it again", _REPLICA_LOST_RETRY_S)
