@@ -112,11 +112,11 @@ class FineTuningConfig(Settings):
 
     hold_s: how long `POST /v1/aitextgen/finetune` waits for the end of the training before it answers 202.
     max_data_bytes, max_documents: of one training file. min_generator_bytes: the least for an InferKit generator.
-    max_epochs, max_rank, max_tokens: of one job; tokens are those of the file times the epochs.
+    max_epochs, max_rank, max_workers, max_tokens: of one job; tokens are those of the file times the epochs.
     max_jobs: that run at the same time in the whole service; max_jobs_per_account: of one account; others wait.
     lease_s: how long a job stays with a dispatcher that is not heard of. hang_s: how long a worker may be silent.
     max_attempts: workers that may be lost in a row without a new checkpoint before the job fails; retry_s: the pause
-    before the next, doubled each time.
+    before the next, doubled each time. keep_checkpoints_s: how long the checkpoints of a job that has ended are kept.
     """
 
     hold_s: PositiveFloat = 600.0
@@ -125,6 +125,7 @@ class FineTuningConfig(Settings):
     min_generator_bytes: NonNegativeInt = 50_000
     max_epochs: PositiveInt = 100
     max_rank: PositiveInt = 256
+    max_workers: PositiveInt = 1
     max_tokens: PositiveInt = 200_000_000
     max_jobs: PositiveInt = 1
     max_jobs_per_account: PositiveInt = 1
@@ -132,6 +133,7 @@ class FineTuningConfig(Settings):
     hang_s: PositiveFloat = 300.0
     max_attempts: PositiveInt = 5
     retry_s: PositiveFloat = 2.0
+    keep_checkpoints_s: PositiveFloat = 7 * 86400.0
 
 
 class WebhooksConfig(Settings):

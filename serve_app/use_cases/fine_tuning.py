@@ -1,0 +1,248 @@
+"""Fine-tuning jobs as their owners see them: asked for, looked at, paused, cancelled. Knows no HTTP and no SQL."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from deployments.errors import InvalidParameter, InvalidTrainingData, NotFound, StorageError
+from deployments.graph import Tokenizer
+from deployments.training import TrainingParams
+from serve_app.config import FineTuningConfig
+from serve_app.jobs import transitions
+from serve_app.jobs.ids import new_id
+from serve_app.jobs.job import Job, JobCheckpoint, JobEvent, TrainingFile
+from serve_app.jobs.transitions import Change
+from serve_app.use_cases.models import ModelCatalog
+from serve_app.use_cases.training_files import TrainingFiles
+
+_BATCH_CHARACTERS = 1_000_000
+"""How much text is counted by one call of the tokenizer."""
+_FIRST_LOOK_S, _LOOK_S = 0.1, 0.5
+"""How soon, and how often at last, a waiting call looks whether its job has ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuneCommand:
+    """What an API asks for. base_model: a name of a configured model. training_file, validation_file: ids of files.
+
+    name: what the model is called beside its id. data_param: what the API calls the training data, for errors.
+    """
+
+    account: str
+    key_id: str
+    dialect: str
+    base_model: str
+    training_file: str
+    params: TrainingParams
+    name: str = ""
+    validation_file: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    data_param: str = "training_file"
+
+
+class JobStore(Protocol):
+    """The jobs of all accounts. Every method but `add` narrows to one; what is not its own is not there."""
+
+    async def add(self, change: Change) -> None:
+        """A new job, with what belongs to it."""
+
+    async def get(self, account: str, job_id: str) -> Job:
+        """Raises JobNotFound."""
+
+    async def list(self, account: str, *, after: str | None, limit: int, metadata: Mapping[str, str]) -> Sequence[Job]:
+        """The newest first; those older than the job `after`, with all of these metadata."""
+
+    async def change(self, account: str, job_id: str, transition: Callable[[Job], Change]) -> Job:
+        """The job after the transition, which is stored with everything that belongs to it, or not at all.
+
+        Raises JobNotFound, and what the transition raises.
+        """
+
+    async def events(self, account: str, job_id: str, *, after: int | None, limit: int) -> Sequence[JobEvent]:
+        """The newest first; those before the event `after`. Raises JobNotFound."""
+
+    async def checkpoints(self, account: str, job_id: str, *, after: str | None, limit: int) -> Sequence[JobCheckpoint]:
+        """The newest first; those before the checkpoint whose manifest is `after`. Raises JobNotFound."""
+
+
+class FineTuning:
+    """nudge: called when there is something new for a dispatcher; must not wait."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        files: TrainingFiles,
+        models: ModelCatalog,
+        tokenizer: Tokenizer,
+        config: FineTuningConfig,
+        *,
+        nudge: Callable[[], None] = lambda: None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._jobs = jobs
+        self._files = files
+        self._models = models
+        self._tokenizer = tokenizer
+        self._config = config
+        self._nudge = nudge
+        self._now = now
+
+    async def create(self, command: FineTuneCommand) -> Job:
+        """A job that waits for its turn; it is stored when this returns.
+
+        Raises ModelNotFound, InvalidParameter, and InvalidTrainingData where the data cannot be trained on.
+        """
+        base_model = self._models.resolve(command.base_model).id
+        self._check(command.params)
+        num_tokens = await self._num_tokens(command, base_model, command.training_file, command.data_param)
+        if command.validation_file is not None:
+            await self._num_tokens(command, base_model, command.validation_file, "validation_file")
+        if num_tokens * command.params.epochs > self._config.max_tokens:
+            raise InvalidTrainingData(
+                f"the data has {num_tokens} tokens; {command.params.epochs} epochs of them are more than the "
+                f"{self._config.max_tokens} tokens that one job may train on",
+                command.data_param,
+            )
+        job = Job(
+            id=new_id("ftjob-", 24),
+            account=command.account,
+            key_id=command.key_id,
+            dialect=command.dialect,
+            base_model=base_model,
+            model_id=new_id("ft_model_", 16),
+            name=command.name,
+            training_file=command.training_file,
+            validation_file=command.validation_file,
+            params=command.params,
+            metadata=dict(command.metadata),
+            created_at=self._now(),
+        )
+        change = transitions.created(job)
+        await self._jobs.add(change)
+        self._nudge()
+        return change.job
+
+    async def get(self, account: str, job_id: str) -> Job:
+        """Raises JobNotFound."""
+        return await self._jobs.get(account, job_id)
+
+    async def list(
+        self, account: str, *, after: str | None = None, limit: int = 20, metadata: Mapping[str, str] | None = None
+    ) -> Sequence[Job]:
+        """The newest first, those older than the job `after`, with all of these metadata. Raises InvalidParameter."""
+        return await self._jobs.list(account, after=after, limit=limit, metadata=metadata or {})
+
+    async def cancel(self, account: str, job_id: str) -> Job:
+        """Ends a job that has not ended; its worker stops within seconds. Of a cancelled job nothing changes.
+
+        Raises JobNotFound, and InvalidRequest where the job has ended otherwise.
+        """
+        return await self._change(account, job_id, transitions.cancelled)
+
+    async def pause(self, account: str, job_id: str) -> Job:
+        """Lets a job rest; what came after its last checkpoint is trained again. Of a paused job nothing changes.
+
+        Raises JobNotFound, and InvalidRequest where the job has ended.
+        """
+        return await self._change(account, job_id, transitions.paused)
+
+    async def resume(self, account: str, job_id: str) -> Job:
+        """Lets a paused job wait for its turn again.
+
+        Raises JobNotFound, and InvalidRequest where the job is not paused.
+        """
+        return await self._change(account, job_id, transitions.resumed)
+
+    async def events(
+        self, account: str, job_id: str, *, after: int | None = None, limit: int = 20
+    ) -> Sequence[JobEvent]:
+        """The newest first, those before the event `after`. Raises JobNotFound."""
+        return await self._jobs.events(account, job_id, after=after, limit=limit)
+
+    async def checkpoints(
+        self, account: str, job_id: str, *, after: str | None = None, limit: int = 10
+    ) -> Sequence[JobCheckpoint]:
+        """The newest first, those before the checkpoint whose manifest is `after`. Raises JobNotFound."""
+        return await self._jobs.checkpoints(account, job_id, after=after, limit=limit)
+
+    async def wait(self, account: str, job_id: str, *, timeout_s: float) -> Job:
+        """The job when it has ended, or as it is after this time. An outage of the database is waited through.
+
+        Raises JobNotFound, and StorageError where the database does not answer at the end.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        pause_s = _FIRST_LOOK_S
+        while True:
+            try:
+                job = await self._jobs.get(account, job_id)
+                if job.status.is_final or loop.time() >= deadline:
+                    return job
+            except StorageError:
+                if loop.time() >= deadline:
+                    raise
+            await asyncio.sleep(max(0.0, min(pause_s, deadline - loop.time())))
+            pause_s = min(2 * pause_s, _LOOK_S)
+
+    async def _change(self, account: str, job_id: str, transition: Callable[[Job, float], Change]) -> Job:
+        job = await self._jobs.change(account, job_id, lambda job: transition(job, self._now()))
+        self._nudge()
+        return job
+
+    async def _num_tokens(self, command: FineTuneCommand, base_model: str, file_id: str, param: str) -> int:
+        """Of all documents. Raises InvalidTrainingData, naming the first that has none."""
+        file = await self._trainable(command.account, file_id, param)
+        documents = await self._files.documents(file)
+        num_tokens = first = 0
+        for batch in _batches(documents):
+            counts = await self._tokenizer.count(base_model, batch)
+            if 0 in counts:
+                index = first + counts.index(0)
+                raise InvalidTrainingData(f"document {index} leaves no tokens to train on", f"{param}[{index}]")
+            num_tokens += sum(counts)
+            first += len(batch)
+        return num_tokens
+
+    async def _trainable(self, account: str, file_id: str, param: str) -> TrainingFile:
+        try:
+            return await self._files.get(account, file_id)
+        except NotFound:
+            raise InvalidParameter(f"there is no file {file_id!r}", param) from None
+
+    def _check(self, params: TrainingParams) -> None:
+        """Raises InvalidParameter, naming the first field that is out of its range."""
+        config = self._config
+        ranges: Mapping[str, tuple[float, float]] = {
+            "epochs": (1, config.max_epochs),
+            "learning_rate": (1e-9, 1.0),
+            "batch_size": (1, 1024),
+            "sequence_length": (8, 1_000_000),
+            "rank": (1, config.max_rank),
+            "alpha": (1e-3, 10_000.0),
+            "dropout": (0.0, 0.9),
+            "warmup_ratio": (0.0, 1.0),
+            "weight_decay": (0.0, 1.0),
+            "seed": (0, 2**31 - 1),
+            "validation_split": (0.0, 0.5),
+            "num_workers": (1, config.max_workers),
+        }
+        for name, (least, most) in ranges.items():
+            value = getattr(params, name)
+            if value is not None and not least <= value <= most:
+                raise InvalidParameter(f"{name} must be from {least:g} to {most:g}", name)
+
+
+def _batches(documents: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The documents in order, in parts of bounded length."""
+    batch: list[str] = []
+    length = 0
+    for document in documents:
+        batch.append(document)
+        length += len(document)
+        if length >= _BATCH_CHARACTERS:
+            yield tuple(batch)
+            batch, length = [], 0
+    if batch:
+        yield tuple(batch)

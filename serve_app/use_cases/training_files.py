@@ -1,0 +1,147 @@
+"""Files with documents to train on: uploaded, looked at, deleted. Knows no HTTP and no SQL."""
+
+import asyncio
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from deployments.errors import InvalidTrainingData, PayloadTooLarge
+from serve_app.config import FineTuningConfig
+from serve_app.jobs.ids import new_id
+from serve_app.jobs.job import TrainingFile
+
+
+class FileStore(Protocol):
+    """The files of all accounts; every method but `add` narrows to one."""
+
+    async def add(self, file: TrainingFile) -> None: ...
+
+    async def get(self, account: str, file_id: str) -> TrainingFile:
+        """Raises NotFound, also where it was deleted."""
+
+    async def list(
+        self, account: str, *, after: str | None, limit: int, purpose: str | None, oldest_first: bool
+    ) -> Sequence[TrainingFile]:
+        """Those beyond the file `after`; not the deleted ones."""
+
+    async def delete(self, account: str, file_id: str, now: float) -> None:
+        """Raises NotFound, also where it was deleted before."""
+
+
+class Blobs(Protocol):
+    """What files need of the object store. Blocks; may be called in any thread."""
+
+    def put_blob(self, source: bytes | Path) -> str: ...
+
+    def read_blob(self, digest: str, *, max_bytes: int) -> bytes: ...
+
+
+class TrainingFiles:
+    def __init__(
+        self, files: FileStore, blobs: Blobs, config: FineTuningConfig, *, now: Callable[[], float] = time.time
+    ) -> None:
+        self._files = files
+        self._blobs = blobs
+        self._config = config
+        self._now = now
+
+    async def add(
+        self,
+        account: str,
+        *,
+        filename: str,
+        purpose: str,
+        original: bytes | Path,
+        documents: Iterable[str],
+        param: str = "file",
+    ) -> TrainingFile:
+        """Keeps the documents, and the file as it was uploaded; both are stored when this returns.
+
+        `documents` is read in another thread; what it raises is raised here. param: what the API calls the documents.
+        Raises InvalidTrainingData where there are none or too many, or one is no text (named `param[index]`);
+        PayloadTooLarge; ObjectStoreError.
+        """
+        num_bytes = len(original) if isinstance(original, bytes) else await asyncio.to_thread(os.path.getsize, original)
+        self._check_size(num_bytes)
+        digest, num_documents = await asyncio.to_thread(self._put_documents, documents, param)
+        original_digest = await asyncio.to_thread(self._blobs.put_blob, original)
+        file = TrainingFile(
+            id=new_id("file-", 24),
+            account=account,
+            filename=filename,
+            purpose=purpose,
+            bytes=num_bytes,
+            digest=digest,
+            original=original_digest,
+            num_documents=num_documents,
+            created_at=self._now(),
+        )
+        await self._files.add(file)
+        return file
+
+    async def get(self, account: str, file_id: str) -> TrainingFile:
+        """Raises NotFound."""
+        return await self._files.get(account, file_id)
+
+    async def list(
+        self,
+        account: str,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        purpose: str | None = None,
+        oldest_first: bool = False,
+    ) -> Sequence[TrainingFile]:
+        """The newest first, unless told otherwise; those beyond the file `after`."""
+        return await self._files.list(account, after=after, limit=limit, purpose=purpose, oldest_first=oldest_first)
+
+    async def delete(self, account: str, file_id: str) -> None:
+        """Jobs that were created from the file go on. Raises NotFound."""
+        await self._files.delete(account, file_id, self._now())
+
+    async def content(self, account: str, file_id: str) -> bytes:
+        """The file as it was uploaded. Raises NotFound, ObjectStoreError, CorruptObject."""
+        file = await self._files.get(account, file_id)
+        return await asyncio.to_thread(self._blobs.read_blob, file.original, max_bytes=file.bytes)
+
+    async def documents(self, file: TrainingFile) -> Sequence[str]:
+        """What is trained on. Raises ObjectStoreError, CorruptObject."""
+        return await asyncio.to_thread(self._read_documents, file.digest)
+
+    def _put_documents(self, documents: Iterable[str], param: str) -> tuple[str, int]:
+        """The digest of the blob, and how many documents it holds."""
+        num_documents = num_bytes = 0
+        with tempfile.NamedTemporaryFile("wb", prefix="tritext-documents-") as file:
+            for index, document in enumerate(documents):
+                if index == self._config.max_documents:
+                    raise InvalidTrainingData(f"there are more than {self._config.max_documents} documents", param)
+                num_bytes += _num_bytes(document, f"{param}[{index}]")
+                self._check_size(num_bytes)
+                file.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
+                num_documents = index + 1
+            if num_documents == 0:
+                raise InvalidTrainingData("there is nothing to train on", param)
+            file.flush()
+            return self._blobs.put_blob(Path(file.name)), num_documents
+
+    def _read_documents(self, digest: str) -> Sequence[str]:
+        # As JSON strings the documents are at most six times as long, each with quotes and a line feed.
+        max_bytes = 6 * self._config.max_data_bytes + 3 * self._config.max_documents
+        blob = self._blobs.read_blob(digest, max_bytes=max_bytes)
+        return [json.loads(line) for line in blob.splitlines()]
+
+    def _check_size(self, num_bytes: int) -> None:
+        if num_bytes > self._config.max_data_bytes:
+            raise PayloadTooLarge(f"training data may have at most {self._config.max_data_bytes} bytes")
+
+
+def _num_bytes(document: str, param: str) -> int:
+    """In UTF-8."""
+    try:
+        return len(document.encode())
+    except UnicodeEncodeError:
+        raise InvalidTrainingData("the document holds half of a surrogate pair, which is no text", param) from None
