@@ -17,6 +17,7 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from deployments.autoscaling import report
 from deployments.config import GraphConfig, ModelConfig
 from deployments.continuing import ContinuingGenerator
 from deployments.errors import EngineError, Overloaded, ReplicaLost
@@ -134,6 +135,10 @@ class GeneratorReplica:
 
     async def stats(self) -> AsyncGenerator[Any, None]:
         yield self._node.stats()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve for the autoscaling policy."""
+        return report(self._node.stats())
 
     async def health(self) -> AsyncGenerator[None, None]:
         await self._node.check_health()

@@ -77,6 +77,7 @@ class EngineCore:
             num_waiting=self._scheduler.num_waiting,
             num_free_blocks=self._blocks.num_free,
             num_blocks=self._blocks.num_blocks,
+            num_pending_tokens=self._scheduler.num_pending_tokens,
         )
 
     def add(self, group: int, sequences: Sequence[TokenSequence]) -> None:

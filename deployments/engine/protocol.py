@@ -64,12 +64,14 @@ class LoadedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What the engine holds at this moment. Of adapters, those that new requests can use."""
+    """What the engine holds at this moment. Of adapters, those that new requests can use. num_pending_tokens: of
+    prompts, that wait to be computed."""
 
     num_running: int
     num_waiting: int
     num_free_blocks: int
     num_blocks: int
+    num_pending_tokens: int = 0
     num_adapters: int = 0
     adapter_bytes: int = 0
 

@@ -106,6 +106,13 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self._running)
 
+    @property
+    def num_pending_tokens(self) -> int:
+        """Tokens that are known and not computed, but for the last of each sequence: prompts, mostly."""
+        return sum(
+            max(sequence.num_tokens - sequence.num_computed - 1, 0) for sequence in (*self._waiting, *self._running)
+        )
+
     def add(self, sequence: Sequence) -> None:
         """Queues the sequence, whose key is above all before it; those of one request in the order of their index."""
         self._waiting.append(sequence)
