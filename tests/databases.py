@@ -14,11 +14,12 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -37,12 +38,35 @@ _names = count()
 
 
 class PostgreSQLServer:
-    """A running server; `url` is its empty database, and `create_database` makes others."""
+    """A server over the data in a directory; `url` is its empty database, and `create_database` makes others."""
 
-    def __init__(self, directory: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, directory: Path, *, keeps_commits: bool) -> None:
         self._directory = directory
-        self._process = process
+        self._settings = {**_SETTINGS, "synchronous_commit": "on"} if keeps_commits else _SETTINGS
         self.url = self.url_of("postgres")
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, also after `kill`; returns when it answers."""
+        settings = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
+        command = [_program("postgres"), "-D", self._directory / "data", "-k", self._directory, *settings]
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen([*_unprivileged(), *command], stdout=log, stderr=log, cwd="/")
+        self._wait_until_ready()
+
+    def kill(self) -> None:
+        """Ends it as a crash would: every process at once, nothing written back."""
+        processes = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.kill()
+        self._process.wait(30)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=30)
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGQUIT)  # at once, without writing anything back
+        self._process.wait(30)
 
     def url_of(self, name: str) -> str:
         return f"postgresql://{USER}@/{name}?host={self._directory}"
@@ -60,7 +84,7 @@ class PostgreSQLServer:
         with psycopg.connect(self.url_of(database), autocommit=True) as connection:
             connection.execute(statement.encode())
 
-    def wait_until_ready(self) -> None:
+    def _wait_until_ready(self) -> None:
         for _ in range(300):
             if self._process.poll() is not None:
                 break
@@ -74,32 +98,27 @@ class PostgreSQLServer:
 
 
 @contextmanager
-def running_postgresql() -> Iterator[PostgreSQLServer]:
-    """A server with data of its own, for as long as the context lasts; it dies with this process."""
+def running_postgresql(*, keeps_commits: bool = False) -> Iterator[PostgreSQLServer]:
+    """A server with data of its own, for as long as the context lasts; it dies with this process.
+
+    keeps_commits: what was committed outlives `kill`, as in a real database.
+    """
     directory = Path(tempfile.mkdtemp(prefix="tritext-pg-"))  # a socket's path must be short
-    data = directory / "data"
     try:
         if os.getuid() == 0:  # PostgreSQL refuses to run as root
             shutil.chown(directory, "nobody")
-        run = _unprivileged()
+        options = ["-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "-N"]
         subprocess.run(
-            [*run, _program("initdb"), "-D", data, "-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "-N"],
+            [*_unprivileged(), _program("initdb"), "-D", directory / "data", *options],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd="/",
         )
-        settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
-        with (directory / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [*run, _program("postgres"), "-D", data, "-k", directory, *settings], stdout=log, stderr=log, cwd="/"
-            )
+        server = PostgreSQLServer(directory, keeps_commits=keeps_commits)
         try:
-            server = PostgreSQLServer(directory, process)
-            server.wait_until_ready()
             yield server
         finally:
-            process.send_signal(signal.SIGQUIT)  # at once, without writing anything back
-            process.wait(30)
+            server.stop()
     finally:
         shutil.rmtree(directory)
 
