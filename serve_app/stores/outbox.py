@@ -52,4 +52,5 @@ def _delivery(event: WebhookEvent, endpoint: str) -> Mapping[str, Any]:
         "status": "pending",
         "created_at": event.at,
         "next_at": event.at,
+        "leased": False,
     }

@@ -283,7 +283,7 @@ webhook_events = Table(
     Column("type", String(50), nullable=False),
     Column("at", Float, nullable=False),
     Column("payload", LargeBinary, nullable=False),  # the bytes that are signed and sent
-    Index("webhook_events_by_account", "account", "at"),
+    Index("webhook_events_by_time", "at"),
 )
 
 webhook_deliveries = Table(  # the outbox: an event to an endpoint
@@ -297,12 +297,15 @@ webhook_deliveries = Table(  # the outbox: an event to an endpoint
     Column("attempts", BigInteger, nullable=False, server_default="0"),
     Column("created_at", Float, nullable=False),
     Column("next_at", Float),  # of a pending one: when it is due, or its lease ends; null: it has ended
-    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("leased", Boolean, nullable=False),  # somebody is sending it
+    Column("fence", BigInteger, nullable=False, server_default="0"),  # grows with each claim
+    Column("attempted_at", Float),  # the last attempt
     Column("finished_at", Float),
     Column("response_status", Integer),  # of the last attempt
     Column("response_body", Text),  # its beginning
     Column("error", Text),  # why there was no response
-    UniqueConstraint("endpoint", "event", name="webhook_deliveries_once"),
+    UniqueConstraint("event", "endpoint", name="webhook_deliveries_once"),
     Index("webhook_deliveries_by_endpoint", "endpoint", "created_at", "id"),
+    Index("webhook_deliveries_by_end", "finished_at"),
     _partial_index("webhook_deliveries_due", "next_at", "next_at IS NOT NULL"),
 )

@@ -87,7 +87,7 @@ def upgrade() -> None:
         sa.Column("payload", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("webhook_events_pk")),
     )
-    op.create_index("webhook_events_by_account", "webhook_events", ["account", "at"], unique=False)
+    op.create_index("webhook_events_by_time", "webhook_events", ["at"], unique=False)
     op.create_table(
         "job_checkpoints",
         sa.Column("job", sa.String(length=50), nullable=False),
@@ -141,7 +141,9 @@ def upgrade() -> None:
         sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("next_at", sa.Float(), nullable=True),
+        sa.Column("leased", sa.Boolean(), nullable=False),
         sa.Column("fence", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("attempted_at", sa.Float(), nullable=True),
         sa.Column("finished_at", sa.Float(), nullable=True),
         sa.Column("response_status", sa.Integer(), nullable=True),
         sa.Column("response_body", sa.Text(), nullable=True),
@@ -149,8 +151,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["endpoint"], ["webhook_endpoints.id"], name=op.f("webhook_deliveries_endpoint_fk")),
         sa.ForeignKeyConstraint(["event"], ["webhook_events.id"], name=op.f("webhook_deliveries_event_fk")),
         sa.PrimaryKeyConstraint("id", name=op.f("webhook_deliveries_pk")),
-        sa.UniqueConstraint("endpoint", "event", name="webhook_deliveries_once"),
+        sa.UniqueConstraint("event", "endpoint", name="webhook_deliveries_once"),
     )
+    op.create_index("webhook_deliveries_by_end", "webhook_deliveries", ["finished_at"], unique=False)
     op.create_index(
         "webhook_deliveries_by_endpoint", "webhook_deliveries", ["endpoint", "created_at", "id"], unique=False
     )
