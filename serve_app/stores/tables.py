@@ -240,6 +240,13 @@ job_checkpoints = Table(
     Column("created_at", Float, nullable=False),
 )
 
+chores = Table(  # what one process of all does now and then
+    "chores",
+    metadata,
+    Column("name", String(50), primary_key=True),
+    Column("due_at", Float, nullable=False),
+)
+
 tuned_models = Table(  # published adapters
     "tuned_models",
     metadata,

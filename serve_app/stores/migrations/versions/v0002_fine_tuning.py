@@ -14,6 +14,12 @@ def _create_partial_index(name: str, table: str, column: str, condition: str) ->
 
 def upgrade() -> None:
     op.create_table(
+        "chores",
+        sa.Column("name", sa.String(length=50), nullable=False),
+        sa.Column("due_at", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("chores_pk")),
+    )
+    op.create_table(
         "files",
         sa.Column("id", sa.String(length=50), nullable=False),
         sa.Column("account", sa.String(length=200), nullable=False),

@@ -1,0 +1,128 @@
+"""What a dispatcher does: claims jobs, watches over their runs, says that it lives. Knows no SQL, HTTP or Ray."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from deployments.errors import StorageError
+from deployments.graph import FineTuner
+from serve_app.config import FineTuningConfig
+from serve_app.use_cases.job_queue import JobQueue
+from serve_app.use_cases.job_run import JobRun
+
+LOOK_S = 1.0
+"""How often a dispatcher looks which jobs wait and whether its own are still its own, if nobody nudges it."""
+_RELEASE_S = 3.0
+"""How long a dispatcher that stops tries to leave its jobs to others; they find them without it, later."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    run: JobRun
+    task: asyncio.Task[None]
+
+
+class Dispatcher:
+    """worker: a name that no other process has, nor had, of at most 32 characters."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        fine_tuner: FineTuner,
+        config: FineTuningConfig,
+        *,
+        worker: str,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._queue = queue
+        self._fine_tuner = fine_tuner
+        self._config = config
+        self._worker = worker
+        self._now = now
+        self._runs: dict[str, _Started] = {}
+        self._renewed_at = -math.inf
+        self._nudged = asyncio.Event()
+        self._is_answered = True
+
+    def nudge(self) -> None:
+        """There may be something new: look at once."""
+        self._nudged.set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """When the context ends, the workers are ended, and their jobs are left to other dispatchers."""
+        loop = asyncio.create_task(self._repeat())
+        try:
+            yield
+        finally:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+            await self._stop()
+
+    async def look(self) -> None:
+        """Ends the runs of jobs that are no longer its own, says that it lives, and starts what it can claim.
+
+        Raises StorageError.
+        """
+        held = await self._held()
+        for job_id, started in self._runs.items():
+            is_ending = started.task.cancelling() > 0  # a second time would keep it from ending its worker
+            if held.get(job_id) != started.run.claim.job.fence and not is_ending:
+                started.task.cancel()
+        while (claim := await self._queue.claim(self._worker, self._now(), besides=self._runs)) is not None:
+            run = JobRun(claim, self._queue, self._fine_tuner, self._config, now=self._now)
+            task = asyncio.create_task(run.run())
+            self._runs[claim.job.id] = _Started(run, task)
+            task.add_done_callback(lambda task, job_id=claim.job.id: self._forget(job_id, task))  # type: ignore[misc]
+            logger.info("job %s runs here, under fence %d", claim.job.id, claim.job.fence)
+
+    async def _held(self) -> Mapping[str, int]:
+        now = self._now()
+        # A clock that was set back must not keep leases from being renewed.
+        if not self._runs or 0 <= now - self._renewed_at < self._config.lease_s / 3:
+            return await self._queue.held(self._worker) if self._runs else {}
+        held = await self._queue.renew(self._worker, now + self._config.lease_s)
+        self._renewed_at = now
+        return held
+
+    def _forget(self, job_id: str, task: asyncio.Task[None]) -> None:
+        del self._runs[job_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the run of job %s failed", job_id, exc_info=error)
+        self.nudge()
+
+    async def _repeat(self) -> None:
+        while True:
+            self._nudged.clear()
+            try:
+                await self.look()
+                self._is_answered = True
+            except StorageError as error:
+                if self._is_answered:
+                    logger.warning("%s; training goes on", error)
+                self._is_answered = False
+            except Exception:
+                logger.exception("the dispatcher failed, and goes on")
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._nudged.wait()
+            except TimeoutError:
+                pass
+
+    async def _stop(self) -> None:
+        runs = list(self._runs.values())
+        for started in runs:
+            if not started.task.cancelling():
+                started.task.cancel()
+        await asyncio.gather(*(started.task for started in runs), return_exceptions=True)
+        try:
+            async with asyncio.timeout(_RELEASE_S):
+                await asyncio.gather(*(started.run.release() for started in runs), return_exceptions=True)
+        except TimeoutError:
+            logger.warning("the database does not answer; jobs are left to their leases")

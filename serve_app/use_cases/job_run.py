@@ -1,0 +1,157 @@
+"""One claim of a fine-tuning job from its first event to its end: what the worker reports is stored under the fence.
+
+Knows no SQL and no HTTP.
+"""
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from deployments.errors import InvalidTrainingData, ServiceError, StorageError, TrainingFailed, WorkerLost
+from deployments.graph import FineTuner
+from deployments.training import Alive, CheckpointSaved, Finished, Progress, Started, TrainingEvent, Validated
+from serve_app.config import FineTuningConfig
+from serve_app.jobs import transitions
+from serve_app.jobs.job import Job, JobError
+from serve_app.jobs.transitions import Change
+from serve_app.use_cases.job_queue import Claim, ClaimLost, JobQueue
+
+PROGRESS_S = 1.0
+"""How often progress is stored; the last of it always."""
+_TRY_AGAIN_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class JobRun:
+    """While the database does not answer, training goes on, and what happened is stored when it does again."""
+
+    def __init__(
+        self,
+        claim: Claim,
+        queue: JobQueue,
+        fine_tuner: FineTuner,
+        config: FineTuningConfig,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._claim = claim
+        self._queue = queue
+        self._fine_tuner = fine_tuner
+        self._config = config
+        self._now = now
+        self._began_at: float | None = None
+        self._progress: Progress | None = None  # not stored yet
+        self._stored_at = now()
+
+    @property
+    def claim(self) -> Claim:
+        return self._claim
+
+    async def run(self) -> None:
+        """Returns when the job has ended, waits for another worker, or is not under the claim any more; the worker has
+        been ended then, as it is when this is cancelled."""
+        try:
+            try:
+                await self._train()
+            except (InvalidTrainingData, TrainingFailed) as error:
+                failure = JobError(error.code, error.message, error.param)
+                await self._end(lambda job: transitions.failed(job, self._now(), failure))
+            except ClaimLost:
+                raise
+            except Exception as error:
+                reason = self._reason(error)
+                await self._end(
+                    lambda job: transitions.worker_lost(job, self._now(), reason=reason, config=self._config)
+                )
+        except ClaimLost:
+            logger.info("job %s is no longer run here", self._claim.job.id)
+
+    async def release(self) -> None:
+        """Leaves the job to other dispatchers at once; to be called after `run` was cancelled. Raises StorageError."""
+        try:
+            await self._queue.advance(self._claim, lambda job: transitions.released(job, self._now()))
+        except ClaimLost:
+            logger.info("job %s was no longer run here", self._claim.job.id)
+
+    async def _train(self) -> None:
+        async with aclosing(self._fine_tuner.train(self._claim.request())) as events:
+            while True:
+                event = await self._next(events)
+                await self._record(event)
+                if isinstance(event, Finished):
+                    return
+
+    async def _next(self, events: AsyncGenerator[TrainingEvent, None]) -> TrainingEvent:
+        """Raises WorkerLost where the worker is silent for too long, or ends without having finished."""
+        try:
+            async with asyncio.timeout(self._config.hang_s):
+                return await anext(events)
+        except TimeoutError:
+            raise WorkerLost(f"it was silent for {self._config.hang_s:g} s") from None
+        except StopAsyncIteration:
+            raise WorkerLost("it ended before it had finished") from None
+
+    async def _record(self, event: TrainingEvent) -> None:
+        if isinstance(event, Progress):
+            self._progress = event
+        if isinstance(event, Alive | Progress):
+            if self._now() - self._stored_at >= PROGRESS_S:
+                await self._store_progress()
+            return
+        await self._store_progress()
+        match event:
+            case Started():
+                self._began_at = self._now()
+                await self._advance(lambda job: transitions.started(job, self._now(), event))
+            case Validated():
+                await self._advance(lambda job: transitions.validated(job, self._now(), event))
+            case CheckpointSaved():
+                await self._advance(lambda job: transitions.checkpointed(job, self._now(), event))
+            case Finished():
+                training_time_s = self._claim.job.training_time_s + event.training_time_s
+                await self._advance(
+                    lambda job: transitions.published(job, self._now(), event, training_time_s=training_time_s)
+                )
+
+    async def _store_progress(self) -> None:
+        progress, self._progress = self._progress, None
+        self._stored_at = self._now()
+        if progress is not None:
+            training_time_s = self._training_time_s()
+            await self._advance(
+                lambda job: transitions.progressed(job, self._now(), progress, training_time_s=training_time_s)
+            )
+
+    async def _end(self, transition: Callable[[Job], Change]) -> None:
+        await self._store_progress()
+        await self._advance(transition)
+
+    async def _advance(self, transition: Callable[[Job], Change]) -> None:
+        """Stores the transition, however long it takes. Raises ClaimLost."""
+        while True:
+            try:
+                await self._queue.advance(self._claim, transition)
+            except StorageError as error:
+                logger.warning("job %s: %s; trying again", self._claim.job.id, error)
+                await asyncio.sleep(_TRY_AGAIN_S)
+            else:
+                return
+
+    def _training_time_s(self) -> float:
+        """Of all attempts, this one as seen from here."""
+        before = self._claim.job.training_time_s
+        return before if self._began_at is None else before + max(0.0, self._now() - self._began_at)
+
+    def _reason(self, error: Exception) -> str:
+        """What is told of an error after which another worker goes on; of one of its own kind, only what it is."""
+        if isinstance(error, ServiceError):
+            logger.warning("job %s: %s: %s", self._claim.job.id, error.code, error.message)
+            return error.message
+        # Its text could hold some of what is trained on.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("job %s: %s\n%s", self._claim.job.id, type(error).__name__, frames)
+        return f"it met an unexpected error ({type(error).__name__})"
