@@ -6,6 +6,7 @@ ServiceError
 │   ├── ContextLengthExceeded   the prompt does not fit the model
 │   ├── InvalidAdapter          an adapter's files are broken, unsupported, or not made for the model
 │   ├── InvalidTrainingData     training data that cannot be trained on; `param` names the field
+│   ├── GeneratorNotDeployed    the fine-tuned model exists, and is out of service
 │   ├── OutOfCredits            the account or the key has nothing left to spend
 │   ├── PayloadTooLarge   413   the body is longer than the limit
 │   └── IdempotencyMismatch 422 the idempotency key was used for another request
@@ -76,6 +77,17 @@ class ContextLengthExceeded(InvalidRequest):
             f"the prompt has {num_prompt_tokens} tokens; the model's context holds {context_length}, "
             "and at least one must be left for the output"
         )
+
+
+class GeneratorNotDeployed(InvalidRequest):
+    """GeneratorNotDeployed(model)"""
+
+    code = "generator_not_deployed"
+    param = "model"
+
+    @property
+    def message(self) -> str:
+        return f"the model {self.args[0]!r} is not deployed; POST /v1/models/{self.args[0]}/deploy puts it into service"
 
 
 class OutOfCredits(InvalidRequest):

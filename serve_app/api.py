@@ -63,7 +63,7 @@ def create_api(services: Services) -> FastAPI:
             title="Tritext",
             version="1",
             description=_DESCRIPTION,
-            example_model=services.models.default.id,
+            example_model=services.models.catalog.default.id,
         )
 
     @api.get("/openapi.json", include_in_schema=False)

@@ -24,6 +24,7 @@ from serve_app.stores.database import open_database, require_reach
 from serve_app.stores.idempotency import SqlIdempotentRequests
 from serve_app.stores.keys import SqlKeyStore
 from serve_app.stores.owners import SqlOwners
+from serve_app.stores.tuned_models import SqlTunedModels
 from serve_app.stores.usage import SqlUsageReports
 from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission, Rules, make_limits
@@ -33,7 +34,8 @@ from serve_app.use_cases.idempotency import SealedAnswers
 from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.ledger_upkeep import LedgerUpkeep
-from serve_app.use_cases.models import ModelCatalog
+from serve_app.use_cases.models import ModelCatalog, Models
+from serve_app.use_cases.tuned_models import TunedModels
 
 INGRESS = "Ingress"
 
@@ -68,11 +70,13 @@ class Ingress:
         )
         await self._resources.enter_async_context(repeating(*chores))
         graph = connect_graph(config.graph, tokenizer, generators)
-        models = ModelCatalog(config.graph.models)
+        tuned_models = TunedModels(SqlTunedModels(database))
+        models = Models(ModelCatalog(config.graph.models), tuned_models)
         self._services = Services(
             config=config,
             graph=graph,
             models=models,
+            tuned_models=tuned_models,
             generation=TextGeneration(graph, models, admission),
             accounts=Accounts(SqlAccountStore(database)),
             keys=keys,

@@ -11,7 +11,8 @@ from serve_app.use_cases.audit import AuditLog
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.keys import Keys
-from serve_app.use_cases.models import ModelCatalog
+from serve_app.use_cases.models import Models
+from serve_app.use_cases.tuned_models import TunedModels
 from serve_app.use_cases.usage import UsageReports
 
 
@@ -21,7 +22,8 @@ class Services:
 
     config: AppConfig
     graph: Graph
-    models: ModelCatalog
+    models: Models
+    tuned_models: TunedModels
     generation: TextGeneration
     accounts: Accounts
     keys: Keys

@@ -5,7 +5,9 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
+from deployments.config import ModelConfig
 from deployments.errors import InvalidParameter, Unauthenticated
 from deployments.types import (
     ChatPrompt,
@@ -25,6 +27,7 @@ from deployments.types import (
     Usage,
 )
 from serve_app.config import BillingConfig, LimitsConfig
+from serve_app.jobs.job import TunedModel
 from serve_app.ledger.billing import make_prices
 from serve_app.ledger.book import Book, Purse
 from serve_app.ledger.entries import Answer, Opening, Operation, Progress, Settlement, Verdict, Visit
@@ -32,6 +35,8 @@ from serve_app.limits.windows import Window, WindowStanding, consume
 from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.callers import Principal
 from serve_app.use_cases.keys import Keys
+from serve_app.use_cases.models import ModelCatalog, Models
+from serve_app.use_cases.tuned_models import ComingModel, TunedModels
 
 KEY = "tt-test-key"
 DOCUMENT_TOKEN = 0x110000
@@ -315,6 +320,44 @@ class FakeAdmissionStore:
             raise self.error
         [answer] = self.book.apply([operation], self._now())
         return answer
+
+
+class FakeTunedModels:
+    """Published models in memory. num_reads: how often one was asked for by its id."""
+
+    def __init__(self, *models: TunedModel, coming: Sequence[ComingModel] = ()) -> None:
+        self.models = {model.id: model for model in models}
+        self.num_reads = 0
+        self._coming = {model.id: model for model in coming}
+
+    async def get(self, account: str, model_id: str) -> TunedModel | None:
+        self.num_reads += 1
+        model = self.models.get(model_id)
+        return model if model is not None and model.account == account else None
+
+    async def coming(self, account: str, model_id: str) -> ComingModel | None:
+        del account
+        return self._coming.get(model_id)
+
+    async def list(self, account: str) -> Sequence[TunedModel]:
+        return [model for model in self.models.values() if model.account == account]
+
+    async def set_deployed(
+        self, account: str, model_id: str, *, deployed: bool, undeploy_at: float | None
+    ) -> TunedModel | None:
+        model = await self.get(account, model_id)
+        if model is not None:
+            model = self.models[model_id] = replace(model, deployed=deployed, undeploy_at=undeploy_at)
+        return model
+
+    async def delete(self, account: str, model_id: str, now: float) -> bool:
+        del now
+        return await self.get(account, model_id) is not None and bool(self.models.pop(model_id))
+
+
+def make_models(*configs: ModelConfig, tuned: FakeTunedModels | None = None) -> Models:
+    """The models that callers may name: these configured ones, and what accounts have trained."""
+    return Models(ModelCatalog(configs), TunedModels(tuned or FakeTunedModels()))
 
 
 def make_admission(

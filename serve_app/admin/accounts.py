@@ -11,8 +11,8 @@ from deployments.errors import InvalidParameter
 from serve_app.admin.amounts import Credits, to_credits, to_microcredits
 from serve_app.admin.call import PageQuery, administrator, json_answer, once, page_object, path_id, read_body
 from serve_app.admin.documents import ACCOUNT, documented, page_of
-from serve_app.admin.times import to_iso
 from serve_app.http.query import parse_query
+from serve_app.http.times import to_iso
 from serve_app.http.wire_model import WireModel
 from serve_app.services import Services
 from serve_app.use_cases.accounts import Account

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from deployments.errors import InvalidParameter, ModelNotFound
 from serve_app.admin.amounts import Credits, to_credits, to_microcredits
-from serve_app.admin.times import to_iso
+from serve_app.http.times import to_iso
 from serve_app.http.wire_model import WireModel
 from serve_app.use_cases.callers import Dialect, KeyLimits, Scope, Window
 from serve_app.use_cases.key_records import KeyGrant, KeyRecord, describe_limits
@@ -77,7 +77,7 @@ def to_grant(body: KeyChange, catalog: ModelCatalog, *, present: KeyGrant | None
 
 def _model_id(name: str, catalog: ModelCatalog) -> str:
     try:
-        return catalog.resolve(name).id
+        return catalog.grantable_id(name)
     except ModelNotFound as error:
         raise InvalidParameter(error.message, "models") from None
 

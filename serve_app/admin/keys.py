@@ -8,8 +8,8 @@ from starlette.responses import Response
 from serve_app.admin.call import PageQuery, administrator, json_answer, once, page_object, path_id, read_body
 from serve_app.admin.documents import KEY, LIMITS, NEW_KEY, documented, page_of
 from serve_app.admin.key_wire import KeyChange, NewKey, Rotation, key_object, to_grant
-from serve_app.admin.times import from_iso
 from serve_app.http.query import parse_query
+from serve_app.http.times import from_iso
 from serve_app.services import Services
 
 
@@ -28,7 +28,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
             account.id,
             body.name,
             actor=admin.key_id,
-            grant=to_grant(body, services.models),
+            grant=to_grant(body, services.models.catalog),
             expires_at=from_iso(body.expires_at, "expires_at"),
         )
         return json_answer({**key_object(record), "key": text}, status=201, location=f"/v1/admin/keys/{record.id}")
@@ -52,7 +52,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         body = await read_body(request, services, KeyChange)
         present = await services.keys.get(path_id(request, "key"))
         changed = await services.keys.change(
-            present.id, to_grant(body, services.models, present=present.grant), actor=admin.key_id
+            present.id, to_grant(body, services.models.catalog, present=present.grant), actor=admin.key_id
         )
         return json_answer(key_object(changed))
 

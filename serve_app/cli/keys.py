@@ -158,7 +158,7 @@ async def _all(keys: Keys, account: str | None) -> Sequence[KeyRecord]:
 
 
 def _ids(names: Sequence[str], catalog: ModelCatalog) -> frozenset[str]:
-    return frozenset(catalog.resolve(name).id for name in names)
+    return frozenset(map(catalog.grantable_id, names))
 
 
 def _print_secret(text: str, record: KeyRecord, *, as_json: bool) -> None:

@@ -191,7 +191,7 @@ def router(services: Services) -> APIRouter:
     async def generate(request: Request) -> Response:
         """Continues a prompt, or makes up a text. The body is read as JSON whatever its content type says."""
         caller = await identify(request)
-        model = services.models.of(caller.principal.models).resolve(request.path_params["id"])
+        model = await services.models.resolve(caller.principal, request.path_params["id"])
         data = await read_json(
             request,
             max_bytes=http.max_body_bytes,

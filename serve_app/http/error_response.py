@@ -10,7 +10,14 @@ from typing import Any
 
 from starlette.responses import Response
 
-from deployments.errors import MethodNotAllowed, OutOfCredits, Overloaded, RateLimited, ServiceError
+from deployments.errors import (
+    GeneratorNotDeployed,
+    MethodNotAllowed,
+    OutOfCredits,
+    Overloaded,
+    RateLimited,
+    ServiceError,
+)
 from serve_app.http.json_text import to_json
 
 _logger = logging.getLogger(__name__)
@@ -58,8 +65,8 @@ def error_body(error: ServiceError) -> dict[str, Any]:
 
 
 def _extension_code(error: ServiceError) -> str:
-    if isinstance(error, OutOfCredits):
-        return "OUT_OF_CREDITS"
+    if isinstance(error, OutOfCredits | GeneratorNotDeployed):
+        return error.code.upper()
     return _EXTENSION_CODES.get(error.status, "INTERNAL_SERVER_ERROR")
 
 

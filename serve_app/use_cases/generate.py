@@ -25,13 +25,14 @@ from serve_app.ledger.entries import Outcome
 from serve_app.use_cases import delivery
 from serve_app.use_cases.admission import Admission, Reservation
 from serve_app.use_cases.callers import Caller
-from serve_app.use_cases.models import ModelCatalog
+from serve_app.use_cases.models import Models
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateCommand:
     """What a dialect asks for.
 
+    `model` is an id or an alias, as the client may spell it.
     `sampling` holds everything but what only admission can know, and its fields of those names are overwritten:
     `max_tokens` None means the room that is left, `seed` None means a fresh one, `bad_words` are still text.
     `n` sequences are answered for each prompt, the best of `best_of` by cumulative log-probability.
@@ -75,7 +76,7 @@ class TextGeneration:
     """Encodes, checks that the prompts fit, reserves what the answer may cost, asks the model's generator for all
     prompts of a command at once, and settles what was delivered."""
 
-    def __init__(self, graph: Graph, models: ModelCatalog, admission: Admission) -> None:
+    def __init__(self, graph: Graph, models: Models, admission: Admission) -> None:
         self._graph = graph
         self._models = models
         self._admission = admission
@@ -91,8 +92,8 @@ class TextGeneration:
 
         They are billed when the context is left; nothing is where it is left by an exception. So whatever may still
         fail before the answer is sent belongs into the context.
-        Raises ModelNotFound, InvalidParameter, ContextLengthExceeded, RateLimited, OutOfCredits, Overloaded,
-        EngineError.
+        Raises ModelNotFound, GeneratorNotDeployed, InvalidParameter, ContextLengthExceeded, RateLimited, OutOfCredits,
+        Overloaded, EngineError.
         """
         requests = await self._prepare(command)
         generator = self._graph.generators[requests[0].model]
@@ -155,13 +156,13 @@ class TextGeneration:
 
     async def _reserve(self, command: GenerateCommand, requests: Sequence[GenerateRequest]) -> Reservation:
         most = reduce(add, (delivery.most(request, drop_output=command.drop_output) for request in requests))
-        return await self._admission.admit(command.caller, requests[0].model, most)
+        return await self._admission.admit(command.caller, _model_id(requests[0]), most)
 
     async def _prepare(self, command: GenerateCommand) -> list[GenerateRequest]:
         """The requests for the generator: ids resolved, prompts encoded and fitting, seed and length settled."""
-        model = self._models.of(command.caller.principal.models).resolve(command.model)
+        model = await self._models.resolve_deployed(command.caller.principal, command.model)
         encoded = await self._graph.tokenizer.encode(
-            EncodeRequest(model.id, command.prompts, command.bad_words, command.truncate_prompt_tokens)
+            EncodeRequest(model.base.id, command.prompts, command.bad_words, command.truncate_prompt_tokens)
         )
         num_sequences = command.best_of or command.n
         logprobs = command.sampling.logprobs
@@ -192,14 +193,20 @@ class TextGeneration:
             requests.append(
                 GenerateRequest(
                     request_id=request_id,
-                    model=model.id,
+                    model=model.base.id,
                     prompt_token_ids=prompt_token_ids,
                     sampling=sampling,
                     num_sequences=num_sequences,
                     cache_salt=command.caller.account,
+                    adapter=model.adapter,
                 )
             )
         return requests
+
+
+def _model_id(request: GenerateRequest) -> str:
+    """What usage is written down for: the fine-tuned model, where it is one."""
+    return request.model if request.adapter is None else request.adapter.id
 
 
 def _keep_end(prompt_token_ids: tuple[int, ...], max_tokens: int | None, context_length: int) -> tuple[int, ...]:

@@ -1,15 +1,22 @@
-"""The configured models by the names they answer to. Pure."""
+"""The models that a caller may name: the configured ones, and what the account has trained. Knows no SQL."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deployments.config import ModelConfig
-from deployments.errors import ModelNotFound
+from deployments.errors import GeneratorNotDeployed, ModelNotFound
+from deployments.types import AdapterRef
+from serve_app.jobs.job import TunedModel
+from serve_app.use_cases.callers import Principal
+from serve_app.use_cases.tuned_models import ComingModel, TunedModels
+
+_TUNED_ID = re.compile("ft_model_[a-z0-9]{1,41}")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCatalog:
-    """Ids and aliases of the base models; the first configured model is the default."""
+    """Ids and aliases of the configured base models; the first is the default. Pure."""
 
     models: tuple[ModelConfig, ...]
 
@@ -38,9 +45,89 @@ class ModelCatalog:
             yield model.id
             yield from model.aliases
 
+    def find(self, name: str) -> ModelConfig | None:
+        """The model with this id or alias."""
+        return next((model for model in self.models if name == model.id or name in model.aliases), None)
+
     def resolve(self, name: str) -> ModelConfig:
         """The model with this id or alias. Raises ModelNotFound."""
-        for model in self.models:
-            if name == model.id or name in model.aliases:
-                return model
+        model = self.find(name)
+        if model is None:
+            raise ModelNotFound(name)
+        return model
+
+    def grantable_id(self, name: str) -> str:
+        """The id that lets a key use what this name means. What looks like the id of a fine-tuned model is taken as
+        it is: a key may be limited to one that is still to be trained. Raises ModelNotFound."""
+        if self.find(name) is None and _TUNED_ID.fullmatch(name):
+            return name
+        return self.resolve(name).id
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What answers to a name: a configured model, alone or with an adapter that was trained for it."""
+
+    base: ModelConfig
+    tuned: TunedModel | None = None
+
+    @property
+    def id(self) -> str:
+        return self.base.id if self.tuned is None else self.tuned.id
+
+    @property
+    def adapter(self) -> AdapterRef | None:
+        return None if self.tuned is None else AdapterRef(self.tuned.id, self.tuned.manifest)
+
+
+class Models:
+    """The one place where a name becomes a model. What a key may not use, and what another account has trained, does
+    not exist; a key that is limited to certain models may use a fine-tuned one only where its own id is among them."""
+
+    def __init__(self, catalog: ModelCatalog, tuned: TunedModels) -> None:
+        self.catalog = catalog
+        self._tuned = tuned
+
+    def default(self, principal: Principal) -> ModelConfig:
+        """Raises ModelNotFound where the key may use no configured model."""
+        return self.catalog.of(principal.models).default
+
+    async def resolve(self, principal: Principal, name: str) -> ServedModel:
+        """What answers to this id or alias; configured models go first. Raises ModelNotFound, StorageError."""
+        base = self.catalog.of(principal.models).find(name)
+        if base is not None:
+            return ServedModel(base)
+        if _may_be_tuned(principal, name):
+            tuned = await self._tuned.find(principal.account, name)
+            base = None if tuned is None else self.catalog.find(tuned.base_model)
+            if base is not None:
+                return ServedModel(base, tuned)
         raise ModelNotFound(name)
+
+    async def resolve_deployed(self, principal: Principal, name: str) -> ServedModel:
+        """The same for who wants to generate. Also raises GeneratorNotDeployed."""
+        served = await self.resolve(principal, name)
+        if served.tuned is not None and not self._tuned.is_deployed(served.tuned):
+            raise GeneratorNotDeployed(name)
+        return served
+
+    async def tuned(self, principal: Principal) -> list[tuple[TunedModel, ModelConfig]]:
+        """The fine-tuned models that the key may use, oldest first, each with its base. Those whose base is not
+        configured any more are left out. Raises StorageError."""
+        found = await self._tuned.list(principal.account)
+        based = ((model, self.catalog.find(model.base_model)) for model in found if _may_be_tuned(principal, model.id))
+        return [(model, base) for model, base in based if base is not None]
+
+    async def coming(self, principal: Principal, name: str) -> tuple[ComingModel, ModelConfig]:
+        """The model that will have this id once it is trained, and its base. Raises ModelNotFound, StorageError."""
+        if _may_be_tuned(principal, name):
+            model = await self._tuned.coming(principal.account, name)
+            base = None if model is None else self.catalog.find(model.base_model)
+            if model is not None and base is not None:
+                return model, base
+        raise ModelNotFound(name)
+
+
+def _may_be_tuned(principal: Principal, name: str) -> bool:
+    is_allowed = principal.models is None or name in principal.models
+    return is_allowed and _TUNED_ID.fullmatch(name) is not None

@@ -18,6 +18,7 @@ from serve_app.stores.database import open_database
 from serve_app.stores.idempotency import SqlIdempotentRequests
 from serve_app.stores.keys import SqlKeyStore
 from serve_app.stores.owners import SqlOwners
+from serve_app.stores.tuned_models import SqlTunedModels
 from serve_app.stores.usage import SqlUsageReports
 from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission, Rules, make_limits
@@ -27,6 +28,8 @@ from serve_app.use_cases.idempotency import SealedAnswers
 from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.key_records import KeyGrant
 from serve_app.use_cases.keys import Keys
+from serve_app.use_cases.models import Models
+from serve_app.use_cases.tuned_models import TunedModels
 from tests.api.conftest import make_services
 
 PEPPER = b"a pepper of 32 bytes for the tests"
@@ -72,10 +75,14 @@ async def running_service(
         rules = Rules(make_prices(plain.config.billing), make_limits(plain.config.limits))
         admission = Admission(SqlAdmissionStore(database), rules, owner=OWNER)
         await SqlOwners(database).beat(OWNER, 1e12)
+        tuned_models = TunedModels(SqlTunedModels(database))
+        models = Models(plain.models.catalog, tuned_models)
         services = replace(
             plain,
+            models=models,
+            tuned_models=tuned_models,
             admission=admission,
-            generation=TextGeneration(plain.graph, plain.models, admission),
+            generation=TextGeneration(plain.graph, models, admission),
             accounts=Accounts(SqlAccountStore(database)),
             keys=Keys(SqlKeyStore(database), PEPPER),
             usage=SqlUsageReports(database),

@@ -13,9 +13,18 @@ from serve_app.config import AppConfig, BillingConfig, HttpConfig, InferKitConfi
 from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.idempotent_runs import IdempotentRuns
-from serve_app.use_cases.models import ModelCatalog
+from serve_app.use_cases.models import ModelCatalog, Models
+from serve_app.use_cases.tuned_models import TunedModels
 from tests.fake_idempotency import FakeIdempotentRequests
-from tests.fakes import KEY, FakeAdmissionStore, FakeGenerator, FakeKeys, FakeTokenizer, make_admission
+from tests.fakes import (
+    KEY,
+    FakeAdmissionStore,
+    FakeGenerator,
+    FakeKeys,
+    FakeTokenizer,
+    FakeTunedModels,
+    make_admission,
+)
 
 MODEL = "test-org/test-model"
 OTHER_MODEL = "other-model"
@@ -37,6 +46,7 @@ def make_services(
     limits: LimitsConfig | None = None,
     admission_store: FakeAdmissionStore | None = None,
     idempotency: FakeIdempotentRequests | None = None,
+    tuned: FakeTunedModels | None = None,
     is_ready: bool = True,
 ) -> Services:
     """Services over fakes. Two models: the default one, which is also `standard` and `test-model`, and another."""
@@ -60,7 +70,8 @@ def make_services(
             OTHER_MODEL: other_generator or FakeGenerator(" from the other model"),
         },
     )
-    models = ModelCatalog(config.graph.models)
+    tuned_models = TunedModels(tuned or FakeTunedModels())
+    models = Models(ModelCatalog(config.graph.models), tuned_models)
 
     admission = make_admission(admission_store, billing=config.billing, limits=config.limits)
 
@@ -71,6 +82,7 @@ def make_services(
         config=config,
         graph=graph,
         models=models,
+        tuned_models=tuned_models,
         generation=TextGeneration(graph, models, admission),
         accounts=Absent(),
         keys=FakeKeys(),

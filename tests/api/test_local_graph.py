@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,14 +14,10 @@ from deployments.config import EngineConfig, GraphConfig, ModelConfig
 from deployments.local_graph import LocalGraph
 from serve_app.api import create_api
 from serve_app.config import AppConfig
-from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
-from serve_app.use_cases.idempotent_runs import IdempotentRuns
-from serve_app.use_cases.models import ModelCatalog
-from tests.api.conftest import Absent
+from tests.api.conftest import make_services
 from tests.factories import make_tiny_model
-from tests.fake_idempotency import FakeIdempotentRequests
-from tests.fakes import KEY, FakeKeys, make_admission
+from tests.fakes import KEY, make_admission, make_models
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -35,27 +32,11 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
         ModelConfig(id="tiny-gpt2", source=str(gpt2), aliases=("second", "zweites"), engine=engine),
     )
     config = AppConfig(graph=GraphConfig(models=models))
-    catalog = ModelCatalog(models)
-
-    async def is_ready() -> bool:
-        return True
+    names = make_models(*models)
 
     async with LocalGraph(config.graph) as graph:
-        admission = make_admission()
-        generation = TextGeneration(graph, catalog, admission)
-        services = Services(
-            config=config,
-            graph=graph,
-            models=catalog,
-            generation=generation,
-            accounts=Absent(),
-            keys=FakeKeys(),
-            admission=admission,
-            usage=Absent(),
-            audit=Absent(),
-            idempotency=IdempotentRuns(FakeIdempotentRequests()),
-            is_ready=is_ready,
-        )
+        generation = TextGeneration(graph, names, make_admission())
+        services = replace(make_services(), config=config, graph=graph, models=names, generation=generation)
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(create_api(services)),
             base_url="http://test",

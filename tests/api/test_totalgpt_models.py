@@ -65,7 +65,7 @@ async def test_key_is_required(make_client: ClientFactory, path: str) -> None:
     ("method", "path", "allow"),
     [
         ("POST", "/v1/models", "GET"),
-        ("DELETE", "/v1/models/standard", "GET"),
+        ("PUT", "/v1/models/standard", "DELETE, GET"),
         ("GET", "/v1/completions", "POST"),
         ("GET", "/v1/chat/completions", "POST"),
         ("GET", "/v1/test-org/test-model/completions", "POST"),

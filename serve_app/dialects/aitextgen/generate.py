@@ -91,7 +91,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         command = to_command(
             body,
             caller=caller,
-            default_model=services.models.of(caller.principal.models).default.id,
+            default_model=services.models.default(caller.principal).id,
         )
         answers = await run_while_connected(
             request, services.generation.generate(command), deadline_s=http.request_deadline_s

@@ -9,7 +9,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deployments.config import ModelConfig
 from deployments.errors import InvalidParameter
 from deployments.types import Usage
 from serve_app.http.authentication import authenticate
@@ -18,6 +17,7 @@ from serve_app.http.json_text import to_json
 from serve_app.http.request_body import read_json
 from serve_app.services import Services
 from serve_app.use_cases.callers import Caller, Dialect
+from serve_app.use_cases.models import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Call:
 
     caller: Caller
     model_name: str
-    model: ModelConfig
+    model: ServedModel
     body: Mapping[str, Any]
 
 
@@ -42,9 +42,8 @@ async def read_call(
     Raises Unauthenticated, ModelNotFound, InvalidRequest.
     """
     caller = await authenticate(request, services, Dialect.TOTALGPT)
-    models = services.models.of(caller.principal.models)
     if path_model is not None:
-        models.resolve(path_model)
+        await services.models.resolve(caller.principal, path_model)
     body = await read_json(
         request,
         max_bytes=services.config.http.max_body_bytes,
@@ -53,12 +52,12 @@ async def read_call(
     )
     model_name = path_model if path_model is not None else body.get("model")
     if model_name is None and model_is_optional:
-        model_name = models.default.id
+        model_name = services.models.default(caller.principal).id
     if model_name is None:
         raise InvalidParameter("model is required", "model")
     if not isinstance(model_name, str):
         raise InvalidParameter("model must be a string", "model")
-    model = models.resolve(model_name)
+    model = await services.models.resolve(caller.principal, model_name)
     return Call(caller, model_name, model, body)
 
 
@@ -99,9 +98,10 @@ def make_envelope(call: Call, *, prefix: str, object_name: str) -> Envelope:
     )
 
 
-def fingerprint(model: ModelConfig) -> str:
+def fingerprint(model: ServedModel) -> str:
     """Changes when the configuration that answers does: equal seeds give equal texts under equal fingerprints."""
-    return "fp_" + hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:12]
+    adapter = "" if model.adapter is None else model.adapter.digest
+    return "fp_" + hashlib.sha256((model.base.model_dump_json() + adapter).encode()).hexdigest()[:12]
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

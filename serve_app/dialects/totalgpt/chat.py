@@ -111,7 +111,7 @@ class ChatCompletion:
 
     async def answer(self) -> bytes:
         with naming_messages():
-            await check_logprob_bound(self._command, self._call.model.id, self._services.graph.tokenizer)
+            await check_logprob_bound(self._command, self._call.model.base.id, self._services.graph.tokenizer)
             async with self._services.generation.answering(self._command) as [answer]:
                 if self._form.num_top is None and self._form.prompt_logprobs is None:
                     return self._render(answer)
@@ -134,7 +134,7 @@ class ChatCompletion:
         envelope = make_envelope(self._call, prefix="chatcmpl", object_name="chat.completion.chunk")
         stream = ChatStream(envelope, self._form, self._options)
         with naming_messages():
-            await check_logprob_bound(self._command, self._call.model.id, self._services.graph.tokenizer)
+            await check_logprob_bound(self._command, self._call.model.base.id, self._services.graph.tokenizer)
             async with aclosing(self._services.generation.stream(self._command)) as items:
                 async for item in items:
                     for chunk in stream.write(item):

@@ -95,7 +95,7 @@ class TextCompletion:
 
     def __init__(self, services: Services, call: Call, fields: CompletionFields) -> None:
         self._services = services
-        self._model_id = call.model.id
+        self._model_id = call.model.base.id
         self._command = to_command(fields, call, services.config.totalgpt)
         self._form = to_format(fields)
         self._envelope: Envelope = make_envelope(call, prefix="cmpl", object_name="text_completion")

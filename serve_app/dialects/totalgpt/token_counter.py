@@ -61,7 +61,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def count_tokens(request: Request) -> Response:
         """Counts what `usage.prompt_tokens` of an answer to the same prompt, or the same messages, would say."""
         call = await read_call(request, services)
-        encode = EncodeRequest(call.model.id, to_counted(call, services.config.totalgpt))
+        encode = EncodeRequest(call.model.base.id, to_counted(call, services.config.totalgpt))
         await services.admission.count(call.caller)
         deadline_s = services.config.http.request_deadline_s
         with naming_messages(is_chat=call.body.get("messages") is not None):

@@ -69,7 +69,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         await services.admission.count(call.caller)
         with naming_messages(is_chat=fields.messages is not None):
             answer = await run_while_connected(
-                request, tokenized(call.model.id, prompt, fields.return_token_strs), deadline_s=deadline_s
+                request, tokenized(call.model.base.id, prompt, fields.return_token_strs), deadline_s=deadline_s
             )
         return json_answer(answer)
 
@@ -90,7 +90,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         fields = parse(DetokenizeFields, {**call.body})
         await services.admission.count(call.caller)
         text = await run_while_connected(
-            request, tokenizer.decode(call.model.id, tuple(fields.tokens)), deadline_s=deadline_s
+            request, tokenizer.decode(call.model.base.id, tuple(fields.tokens)), deadline_s=deadline_s
         )
         return json_answer({"prompt": text})
 

@@ -16,8 +16,7 @@ from serve_app.ledger.entries import Counts, Outcome
 from serve_app.use_cases.admission import Admission
 from serve_app.use_cases.callers import Caller, Dialect, KeyLimits, Principal, Window
 from serve_app.use_cases.generate import GenerateCommand, TextGeneration
-from serve_app.use_cases.models import ModelCatalog
-from tests.fakes import FakeAdmissionStore, FakeGenerator, FakeTokenizer, make_admission
+from tests.fakes import FakeAdmissionStore, FakeGenerator, FakeTokenizer, make_admission, make_models
 
 PRINCIPAL = Principal("acme", "key")
 MOST = Counts(10, 5, 0)
@@ -42,7 +41,7 @@ def make_generation(
 ) -> tuple[TextGeneration, FakeAdmissionStore, FakeGenerator]:
     store = store or FakeAdmissionStore()
     generator = FakeGenerator(*generator_chunks, **fields)
-    models = ModelCatalog((ModelConfig(id="base", source="nowhere"), ModelConfig(id="other", source="nowhere")))
+    models = make_models(ModelConfig(id="base", source="nowhere"), ModelConfig(id="other", source="nowhere"))
     graph = Graph(tokenizer=FakeTokenizer(), generators={"base": generator, "other": generator})
     return TextGeneration(graph, models, make_admission(store)), store, generator
 

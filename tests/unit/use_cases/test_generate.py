@@ -12,10 +12,9 @@ from deployments.graph import Graph
 from deployments.types import SamplingParams, TextPrompt
 from serve_app.use_cases.callers import Caller, Dialect, Principal
 from serve_app.use_cases.generate import GenerateCommand, TextGeneration
-from serve_app.use_cases.models import ModelCatalog
-from tests.fakes import FakeGenerator, FakeTokenizer, make_admission
+from tests.fakes import FakeGenerator, FakeTokenizer, make_admission, make_models
 
-MODELS = ModelCatalog((ModelConfig(id="base", source="/models/base", aliases=("alias",)),))
+MODELS = make_models(ModelConfig(id="base", source="/models/base", aliases=("alias",)))
 
 
 def make_generation(
@@ -158,4 +157,4 @@ async def test_cancelling_the_call_cancels_every_prompts_generation() -> None:
 
 def test_names_of_models_must_be_distinct() -> None:
     with pytest.raises(ValueError, match="'alias'"):
-        ModelCatalog((*MODELS.models, ModelConfig(id="alias", source="/elsewhere")))
+        make_models(*MODELS.catalog.models, ModelConfig(id="alias", source="/elsewhere"))

@@ -3,7 +3,7 @@
 import pytest
 
 from deployments.errors import InvalidParameter
-from serve_app.admin.times import check_day, from_iso, to_iso
+from serve_app.http.times import check_day, from_iso, to_iso
 
 
 def test_times_are_utc() -> None:
