@@ -17,6 +17,7 @@ Every transition takes the job as it is and the time, and returns a `Change`; it
 owner asks for what its status does not allow, and IllegalTransition where a dispatcher does.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,7 +95,7 @@ def progressed(job: Job, now: float, event: Progress, *, training_time_s: float)
     progress = {
         "at": now,
         "epoch": event.epoch,
-        "loss": event.loss,
+        "loss": _finite(event.loss),
         "learning_rate": event.learning_rate,
         "tokens_per_s": event.tokens_per_s,
         "seconds_left": event.seconds_left,
@@ -112,7 +113,7 @@ def progressed(job: Job, now: float, event: Progress, *, training_time_s: float)
         "step": event.step,
         "total_steps": event.total_steps,
         "epoch": event.epoch,
-        "train_loss": event.loss,
+        "train_loss": _finite(event.loss),
         "learning_rate": event.learning_rate,
         "tokens": event.tokens,
         "tokens_per_second": event.tokens_per_s,
@@ -125,7 +126,7 @@ def validated(job: Job, now: float, event: Validated) -> Change:
     _require_running(job)
     message = f"Step {event.step}/{job.total_steps}: validation loss={event.loss:.4f}"
     return Change(
-        job, (_event(job, now, message, type="metrics", data={"step": event.step, "valid_loss": event.loss}),)
+        job, (_event(job, now, message, type="metrics", data={"step": event.step, "valid_loss": _finite(event.loss)}),)
     )
 
 
@@ -133,7 +134,8 @@ def checkpointed(job: Job, now: float, event: CheckpointSaved) -> Change:
     """The job has come further: what was lost before does not count any more."""
     _require_running(job)
     job = replace(job, attempts=0)
-    checkpoint = JobCheckpoint(job.id, job.account, event.step, event.manifest, dict(event.metrics), now)
+    metrics = {name: value for name, value in event.metrics.items() if math.isfinite(value)}
+    checkpoint = JobCheckpoint(job.id, job.account, event.step, event.manifest, metrics, now)
     told = _event(job, now, f"Checkpoint saved after step {event.step}", data={"step": event.step})
     return Change(job, (told,), checkpoint=checkpoint)
 
@@ -235,6 +237,11 @@ def _ended(job: Job, now: float, status: JobStatus) -> Job:
 def _require_running(job: Job) -> None:
     if job.status is not JobStatus.RUNNING:
         raise IllegalTransition(f"{job.id} is {job.status}, not running")
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no word for what a loss becomes that has run away."""
+    return number if math.isfinite(number) else None
 
 
 def _event(

@@ -99,7 +99,7 @@ class SqlJobQueue:
         return None if found is None else str(found)
 
 
-def _fairest(is_due: ColumnElement[bool], max_per_account: int) -> Select[tuple[str]]:
+def _fairest(is_due: ColumnElement[bool], max_per_account: int) -> Select[str]:
     of_account = (
         select(_columns.account, func.count().label("number")).where(_IS_RUNNING).group_by(_columns.account).subquery()
     )

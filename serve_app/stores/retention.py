@@ -48,5 +48,5 @@ class SqlRetention:
             )
 
 
-async def _strings(connection: AsyncConnection, *statements: Select[tuple[str]]) -> Set[str]:
+async def _strings(connection: AsyncConnection, *statements: Select[str]) -> Set[str]:
     return {row[0] for statement in statements for row in await connection.execute(statement)}
