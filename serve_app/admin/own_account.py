@@ -8,7 +8,6 @@ from starlette.responses import Response
 
 from deployments.errors import NotFound
 from serve_app.admin.accounts import account_object
-from serve_app.admin.call import json_answer
 from serve_app.admin.documents import ACCOUNT, KEY, documented
 from serve_app.admin.key_wire import key_object
 from serve_app.admin.report_wire import UsageParameters, to_usage_query
@@ -16,6 +15,7 @@ from serve_app.admin.reports import SUM_EXAMPLE, answer_usage, report_content
 from serve_app.http.authentication import identify
 from serve_app.http.query import QueryModel, parse_query
 from serve_app.http.rate_limit_headers import whole_seconds
+from serve_app.http.resources import json_answer
 from serve_app.services import Services
 from serve_app.use_cases.callers import Dialect, Principal, Scope, WindowStanding
 

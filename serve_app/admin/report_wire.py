@@ -13,8 +13,8 @@ from pydantic import Field
 
 from deployments.errors import InvalidParameter
 from serve_app.admin.amounts import to_credits
-from serve_app.admin.call import PageQuery
 from serve_app.http.json_text import to_json
+from serve_app.http.resources import PageQuery
 from serve_app.http.times import check_day, from_iso, to_iso
 from serve_app.ledger.credits import spell_credits
 from serve_app.use_cases.callers import Dialect

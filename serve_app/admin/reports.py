@@ -8,7 +8,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from serve_app.admin.call import administrator, json_answer, page_object
+from serve_app.admin.call import administrator
 from serve_app.admin.documents import documented, page_of
 from serve_app.admin.report_wire import (
     CSV,
@@ -31,6 +31,7 @@ from serve_app.admin.report_wire import (
     usage_cursor,
 )
 from serve_app.http.query import parse_query
+from serve_app.http.resources import json_answer, page_object
 from serve_app.services import Services
 from serve_app.use_cases.usage import LedgerQuery, UsageQuery, UsageReports, all_lines, all_sums
 
