@@ -14,7 +14,7 @@ from serve_app.jobs.transitions import Change
 from serve_app.stores import outbox
 from serve_app.stores.ownership import owned_by
 from serve_app.stores.tables import job_checkpoints, job_events, jobs, tuned_models
-from serve_app.stores.upsert import insert
+from serve_app.stores.upsert import insert, insert_new
 
 _NEVER_CHANGE = ("id", "account")
 
@@ -50,9 +50,12 @@ async def read_locked(connection: AsyncConnection, job_id: str, account: str | N
     return to_job(row)
 
 
-async def add(connection: AsyncConnection, change: Change) -> None:
-    await connection.execute(jobs.insert().values(_columns(change.job)))
-    await _add_rest(connection, change)
+async def add(connection: AsyncConnection, change: Change) -> bool:
+    """False where there is a job with this id."""
+    is_new = await insert_new(connection, jobs, _columns(change.job))
+    if is_new:
+        await _add_rest(connection, change)
+    return is_new
 
 
 async def write(connection: AsyncConnection, before: Job, change: Change) -> None:

@@ -20,8 +20,8 @@ class SqlJobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, change: Change) -> None:
-        await self._database.transact(lambda connection: job_rows.add(connection, change))
+    async def add(self, change: Change) -> bool:
+        return await self._database.transact(lambda connection: job_rows.add(connection, change))
 
     async def get(self, account: str, job_id: str) -> Job:
         async with self._database.read() as connection:

@@ -1,19 +1,21 @@
 """Fine-tuning jobs as their owners see them: asked for, looked at, paused, cancelled. Knows no HTTP and no SQL."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from deployments.errors import InvalidParameter, InvalidTrainingData, NotFound, StorageError
+from deployments.errors import InvalidParameter, InvalidTrainingData, JobNotFound, NotFound, StorageError
 from deployments.graph import Tokenizer
 from deployments.training import TrainingParams
 from serve_app.config import FineTuningConfig
 from serve_app.jobs import transitions
-from serve_app.jobs.ids import new_id
+from serve_app.jobs.ids import derived_id, new_id
 from serve_app.jobs.job import Job, JobCheckpoint, JobEvent, TrainingFile
 from serve_app.jobs.transitions import Change
+from serve_app.use_cases.idempotency import KEPT_FOR_S
 from serve_app.use_cases.models import ModelCatalog
 from serve_app.use_cases.training_files import TrainingFiles
 
@@ -28,6 +30,7 @@ class FineTuneCommand:
     """What an API asks for. base_model: a name of a configured model. training_file, validation_file: ids of files.
 
     name: what the model is called beside its id. data_param: what the API calls the training data, for errors.
+    once: names the request, where it must take effect once: see `FineTuning.earlier`.
     """
 
     account: str
@@ -40,13 +43,14 @@ class FineTuneCommand:
     validation_file: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     data_param: str = "training_file"
+    once: bytes | None = None
 
 
 class JobStore(Protocol):
     """The jobs of all accounts. Every method but `add` narrows to one; what is not its own is not there."""
 
-    async def add(self, change: Change) -> None:
-        """A new job, with what belongs to it."""
+    async def add(self, change: Change) -> bool:
+        """A new job, with what belongs to it. False, and nothing changes, where there is one with its id."""
 
     async def get(self, account: str, job_id: str) -> Job:
         """Raises JobNotFound."""
@@ -92,8 +96,14 @@ class FineTuning:
     async def create(self, command: FineTuneCommand) -> Job:
         """A job that waits for its turn; it is stored when this returns.
 
+        Where a job was made `once` already, it is answered instead, as it is.
         Raises ModelNotFound, InvalidParameter, and InvalidTrainingData where the data cannot be trained on.
         """
+        job_id, earlier = new_id("ftjob-", 24), None
+        if command.once is not None:
+            job_id, earlier = await self._named(command.account, command.once)
+        if earlier is not None:
+            return earlier
         base_model = self._models.resolve(command.base_model).id
         self._check(command.params)
         num_tokens = await self._num_tokens(command, base_model, command.training_file, command.data_param)
@@ -106,7 +116,7 @@ class FineTuning:
                 command.data_param,
             )
         job = Job(
-            id=new_id("ftjob-", 24),
+            id=job_id,
             account=command.account,
             key_id=command.key_id,
             dialect=command.dialect,
@@ -120,9 +130,19 @@ class FineTuning:
             created_at=self._now(),
         )
         change = transitions.created(job)
-        await self._jobs.add(change)
+        if not await self._jobs.add(change):
+            return await self.get(command.account, job_id)
         self._nudge()
         return change.job
+
+    async def earlier(self, account: str, once: bytes) -> Job | None:
+        """The job that a request of this name made in the last `KEPT_FOR_S` seconds, whichever process took it.
+
+        The job's id comes of the name, so that the same request, asked again, cannot make two jobs, not even where
+        the process that took it died before it could tell of it.
+        """
+        _, job = await self._named(account, once)
+        return job
 
     async def get(self, account: str, job_id: str) -> Job:
         """Raises JobNotFound."""
@@ -185,6 +205,18 @@ class FineTuning:
                     raise
             await asyncio.sleep(max(0.0, min(pause_s, deadline - loop.time())))
             pause_s = min(2 * pause_s, _LOOK_S)
+
+    async def _named(self, account: str, once: bytes) -> tuple[str, Job | None]:
+        """The id of the job of this name, and the job if there is one that is not too old."""
+        for turn in itertools.count():
+            job_id = derived_id("ftjob-", 24, once + turn.to_bytes(4, "big"))
+            try:
+                job = await self._jobs.get(account, job_id)
+            except JobNotFound:
+                break
+            if self._now() - job.created_at < KEPT_FOR_S:
+                return job_id, job
+        return job_id, None
 
     async def _change(self, account: str, job_id: str, transition: Callable[[Job, float], Change]) -> Job:
         job = await self._jobs.change(account, job_id, lambda job: transition(job, self._now()))

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -55,20 +54,24 @@ class TrainingFiles:
         *,
         filename: str,
         purpose: str,
-        original: bytes | Path,
+        original: bytes | Path | None,
         documents: Iterable[str],
         param: str = "file",
     ) -> TrainingFile:
         """Keeps the documents, and the file as it was uploaded; both are stored when this returns.
 
+        original: None where the documents did not come as a file; their JSON lines are the file then.
         `documents` is read in another thread; what it raises is raised here. param: what the API calls the documents.
         Raises InvalidTrainingData where there are none or too many, or one is no text (named `param[index]`);
         PayloadTooLarge; ObjectStoreError.
         """
-        num_bytes = len(original) if isinstance(original, bytes) else await asyncio.to_thread(os.path.getsize, original)
-        self._check_size(num_bytes)
-        digest, num_documents = await asyncio.to_thread(self._put_documents, documents, param)
-        original_digest = await asyncio.to_thread(self._blobs.put_blob, original)
+        if original is not None:
+            self._check_size(await asyncio.to_thread(_size, original))
+        digest, num_documents, num_bytes = await asyncio.to_thread(self._put_documents, documents, param)
+        original_digest = digest
+        if original is not None:
+            num_bytes = await asyncio.to_thread(_size, original)
+            original_digest = await asyncio.to_thread(self._blobs.put_blob, original)
         file = TrainingFile(
             id=new_id("file-", 24),
             account=account,
@@ -112,8 +115,8 @@ class TrainingFiles:
         """What is trained on. Raises ObjectStoreError, CorruptObject."""
         return await asyncio.to_thread(self._read_documents, file.digest)
 
-    def _put_documents(self, documents: Iterable[str], param: str) -> tuple[str, int]:
-        """The digest of the blob, and how many documents it holds."""
+    def _put_documents(self, documents: Iterable[str], param: str) -> tuple[str, int, int]:
+        """The digest of the blob, how many documents it holds, and its size in bytes."""
         num_documents = num_bytes = 0
         with tempfile.NamedTemporaryFile("wb", prefix="tritext-documents-") as file:
             for index, document in enumerate(documents):
@@ -126,7 +129,7 @@ class TrainingFiles:
             if num_documents == 0:
                 raise InvalidTrainingData("there is nothing to train on", param)
             file.flush()
-            return self._blobs.put_blob(Path(file.name)), num_documents
+            return self._blobs.put_blob(Path(file.name)), num_documents, file.tell()
 
     def _read_documents(self, digest: str) -> Sequence[str]:
         # As JSON strings the documents are at most six times as long, each with quotes and a line feed.
@@ -137,6 +140,10 @@ class TrainingFiles:
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._config.max_data_bytes:
             raise PayloadTooLarge(f"training data may have at most {self._config.max_data_bytes} bytes")
+
+
+def _size(original: bytes | Path) -> int:
+    return len(original) if isinstance(original, bytes) else original.stat().st_size
 
 
 def _num_bytes(document: str, param: str) -> int:
