@@ -1,1 +1,1 @@
-"""Training data, checkpoints and adapters in an object store: content-addressed, verified, whole or not there at all."""
+"""Training data, checkpoints and adapters in an object store: content-addressed, verified, whole or not at all."""
