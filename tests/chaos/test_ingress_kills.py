@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 import yaml
@@ -54,24 +53,13 @@ def query(url: str, statement: str, *parameters: Any) -> Sequence[Row]:
         return cursor.fetchall() if cursor.description else []
 
 
-def ingresses(service: Service) -> list[psutil.Process]:
-    found = []
-    for process in service.processes():
-        try:
-            if "ServeReplica:tritext:Ingress" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            pass  # it has just ended
-    return found
-
-
 def kill_at_random(service: Service, num_kills: int, seed: int) -> int:
     """Kills one of the two replicas again and again, each time when both answer; returns how often."""
     choice = random.Random(seed)
     for _ in range(num_kills):
-        wait_until(lambda: len(ingresses(service)) >= 2, timeout_s=60, what="two ingress replicas")
+        wait_until(lambda: len(service.replicas("Ingress")) >= 2, timeout_s=60, what="two ingress replicas")
         time.sleep(choice.uniform(2, 5))
-        choice.choice(ingresses(service)).kill()
+        choice.choice(service.replicas("Ingress")).kill()
     return num_kills
 
 

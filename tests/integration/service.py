@@ -1,5 +1,6 @@
 """A service started the way a user starts it, and what tests do to it from outside."""
 
+import contextlib
 import json
 import os
 import re
@@ -138,9 +139,22 @@ class Service:
             and (_environment(process).get("TRITEXT_HOME") == home or _has_open_file(process, runtime_dir))
         ]
 
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """Those that run at this moment."""
+        return self.processes_called(f"ServeReplica:tritext:{deployment}")
+
     def replica(self, deployment: str) -> psutil.Process:
-        [process] = [p for p in self.processes() if f"ServeReplica:tritext:{deployment}" in " ".join(p.cmdline())]
+        [process] = self.replicas(deployment)
         return process
+
+    def processes_called(self, title: str) -> list[psutil.Process]:
+        """The processes of the service with this in their command line."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def engine_stats(self) -> dict[str, int]:
         """The statistics of the generator's engine, asked over a handle."""
