@@ -10,7 +10,8 @@ from starlette.responses import Response
 from deployments.errors import InvalidParameter
 from serve_app.admin.amounts import Credits, to_credits, to_microcredits
 from serve_app.admin.call import administrator, once, read_body
-from serve_app.admin.documents import ACCOUNT, documented, page_of
+from serve_app.admin.documents import ACCOUNT
+from serve_app.http.documented import documented, page_of
 from serve_app.http.query import parse_query
 from serve_app.http.resources import PageQuery, json_answer, page_object, path_id
 from serve_app.http.times import to_iso

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from serve_app.admin.amounts import to_credits
 from serve_app.admin.call import administrator
-from serve_app.admin.documents import documented, page_of
+from serve_app.http.documented import documented, page_of
 from serve_app.http.query import QueryModel, parse_query
 from serve_app.http.resources import MAX_PAGE, json_answer, page_object
 from serve_app.http.times import to_iso

@@ -1,11 +1,6 @@
-"""How the reference pages show these routes, and the examples that they show."""
+"""The examples that the reference pages show of these routes."""
 
 from typing import Any
-
-from pydantic import BaseModel
-
-from serve_app.http.openapi import header_parameter, request_body
-from serve_app.http.query import QueryModel, query_parameters
 
 ACCOUNT: dict[str, Any] = {
     "object": "account",
@@ -40,36 +35,3 @@ KEY: dict[str, Any] = {
     "old_secret_valid_until": None,
 }
 NEW_KEY: dict[str, Any] = {**KEY, "key": "tt_0NPvBYYJqMZjhFkd9_..."}
-
-
-def page_of(example: dict[str, Any]) -> dict[str, Any]:
-    return {"object": "list", "data": [example], "has_more": False, "next": None}
-
-
-def documented(
-    summary: str,
-    *,
-    answer: dict[str, Any] | None = None,
-    created: bool = False,
-    body: type[BaseModel] | None = None,
-    requests: dict[str, dict[str, Any]] | None = None,
-    query: type[QueryModel] | None = None,
-    content: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Arguments of `APIRouter.add_api_route`. `answer` is an example; `content` instead of it, by media type."""
-    status = 201 if created else 200
-    shown = content or {"application/json": {"schema": {"type": "object"}, "example": answer}}
-    extra: dict[str, Any] = {}
-    parameters = query_parameters(query) if query is not None else []
-    if body is not None:
-        extra |= request_body(body, requests or {})
-    if created:
-        parameters = [*parameters, header_parameter("Idempotency-Key")]
-    if parameters:
-        extra["parameters"] = parameters
-    return {
-        "summary": summary,
-        "status_code": status,
-        "responses": {status: {"description": "The answer.", "content": shown}},
-        "openapi_extra": extra,
-    }

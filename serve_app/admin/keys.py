@@ -6,8 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.admin.call import administrator, once, read_body
-from serve_app.admin.documents import KEY, LIMITS, NEW_KEY, documented, page_of
+from serve_app.admin.documents import KEY, LIMITS, NEW_KEY
 from serve_app.admin.key_wire import KeyChange, NewKey, Rotation, key_object, to_grant
+from serve_app.http.documented import documented, page_of
 from serve_app.http.query import parse_query
 from serve_app.http.resources import PageQuery, json_answer, page_object, path_id
 from serve_app.http.times import from_iso

@@ -8,11 +8,12 @@ from starlette.responses import Response
 
 from deployments.errors import NotFound
 from serve_app.admin.accounts import account_object
-from serve_app.admin.documents import ACCOUNT, KEY, documented
+from serve_app.admin.documents import ACCOUNT, KEY
 from serve_app.admin.key_wire import key_object
 from serve_app.admin.report_wire import UsageParameters, to_usage_query
 from serve_app.admin.reports import SUM_EXAMPLE, answer_usage, report_content
 from serve_app.http.authentication import identify
+from serve_app.http.documented import documented
 from serve_app.http.query import QueryModel, parse_query
 from serve_app.http.rate_limit_headers import whole_seconds
 from serve_app.http.resources import json_answer

@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from serve_app.admin.call import administrator
-from serve_app.admin.documents import documented, page_of
 from serve_app.admin.report_wire import (
     CSV,
     JSON_LINES,
@@ -30,6 +29,7 @@ from serve_app.admin.report_wire import (
     to_usage_query,
     usage_cursor,
 )
+from serve_app.http.documented import documented, page_of
 from serve_app.http.query import parse_query
 from serve_app.http.resources import json_answer, page_object
 from serve_app.services import Services

@@ -6,10 +6,12 @@ goes away before the end, a generation ends, and the same request runs anew when
 complete by then is kept.
 """
 
+import asyncio
 import functools
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -26,6 +28,8 @@ HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
 
 _MAX_KEY_LENGTH = 255
+_CREATED = 201
+_BOUNDARY = re.compile(r'multipart/form-data\s*;(?:.*;)?\s*boundary="?([^";]+)"?', re.IGNORECASE)
 # After the line breaks that end a line of JSON or an event: each goes out as a chunk of its own, as it did first.
 _CHUNK_END = re.compile(rb"(?<=\n)(?=[^\n])")
 
@@ -33,14 +37,18 @@ Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 Identify = Callable[[Request], Awaitable[Principal | Caller]]
 
 
-def idempotent(services: Services, identify: Identify, *, to_the_end: bool = False) -> Callable[[Endpoint], Endpoint]:
+def idempotent(
+    services: Services, identify: Identify, *, to_the_end: bool = False, max_bytes: int | None = None
+) -> Callable[[Endpoint], Endpoint]:
     """For endpoints of POST: obeys the header Idempotency-Key.
 
     `identify` tells whose key it is, as the endpoint itself will: whoever may not ask learns nothing of earlier
     answers. A replayed answer to a caller of a dialect counts as a request, and costs nothing.
     `to_the_end`: for endpoints whose work is one short transaction. It goes on when the client goes away, and the key
     stays taken where an error leaves open whether the transaction took place.
+    `max_bytes`: of the body; None: as bodies of JSON.
     """
+    most = services.config.http.max_body_bytes if max_bytes is None else max_bytes
 
     def decorate(endpoint: Endpoint) -> Endpoint:
         @functools.wraps(endpoint)
@@ -49,7 +57,7 @@ def idempotent(services: Services, identify: Identify, *, to_the_end: bool = Fal
                 return await endpoint(request)
             who = await identify(request)
             key = _key_of(request)
-            body = await read_bounded(request, services.config.http.max_body_bytes)
+            body = await read_bounded(request, most)
             principal = who.principal if isinstance(who, Caller) else who
             asked = fingerprint(request, body, principal.key_id)
             kept = await services.idempotency.begin(who.account, key, asked)
@@ -65,10 +73,63 @@ def idempotent(services: Services, identify: Identify, *, to_the_end: bool = Fal
     return decorate
 
 
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The id of what a request created. is_replayed: it was created when the same request came before."""
+
+    id: str
+    is_replayed: bool = False
+
+
+async def create_once(
+    request: Request,
+    services: Services,
+    caller: Caller,
+    create: Callable[[bytes | None], Coroutine[Any, Any, str]],
+    *,
+    key: str | None,
+    body: bytes,
+) -> Created:
+    """For endpoints of POST that create something and then wait for it: obeys the request's `idempotency_key`.
+
+    Only the creation belongs to the key, not the waiting: the same request, sent again, waits for the same thing.
+    `create` answers an id; it goes on when the client goes away. It is given a name for what it creates, None where
+    the request has no key, and must answer the same id whenever it is given the same name: so not even the death of
+    a process between the creation and the keeping of its id creates anything twice.
+    """
+    if key is None:
+        return Created(await services.idempotency.to_the_end(create(None)))
+    asked = await asyncio.to_thread(fingerprint, request, body, caller.principal.key_id)
+    kept = await services.idempotency.begin(caller.account, key, asked)
+    if kept is not None:
+        return Created(kept.body.decode(), is_replayed=True)
+    name = hashlib.sha256(b"\n".join((caller.account.encode(), key.encode(), asked))).digest()
+
+    async def run() -> str:
+        try:
+            created = await create(name)
+        except BaseException:
+            await services.idempotency.abandon(caller.account, key)
+            raise
+        await services.idempotency.finish(caller.account, key, KeptAnswer(_CREATED, (), created.encode()))
+        return created
+
+    return Created(await services.idempotency.to_the_end(run()))
+
+
 def fingerprint(request: Request, body: bytes, key_id: str) -> bytes:
     """The same for equal requests under one API key only."""
+    boundary = _BOUNDARY.search(request.headers.get("content-type", ""))
+    if boundary is not None:
+        # Drawn anew whenever a form is sent.
+        body = body.replace(boundary[1].encode("latin-1"), b"")
     target = f"{key_id}\n{request.method} {request.url.path}?{request.url.query}\n"
     return hashlib.sha256(target.encode() + body).digest()
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The request's key, if it has one. Raises InvalidParameter."""
+    return _key_of(request) if HEADER in request.headers else None
 
 
 def _key_of(request: Request) -> str:

@@ -30,11 +30,17 @@ HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Idempotency-Key": (
         "The same request with the same key takes effect once: sent again within 24 hours, it gives the same answer.",
         {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
-    )
+    ),
+    "Prefer": (
+        "`wait=N`: how many seconds the client waits; `respond-async`: an answer at once, or after those seconds.",
+        {"type": "string", "pattern": "^[ -~]*$"},
+    ),
 }
 _PATH_PARAMETERS = {
     "account": ("The id of an account.", "acme"),
     "key": ("The id of a key.", "0NPvBYYJqMZjhFkd9"),
+    "job": ("The id of a fine-tuning job.", "ftjob-2n4k8zq0w1m5c7x9b3v6t0ay"),
+    "file": ("The id of a file.", "file-7h3k9q2x5m8b1c4v6n0z2tay"),
 }
 
 
@@ -92,8 +98,7 @@ def openapi_document(
 ) -> dict[str, Any]:
     """The document of these routes. Every route but the probes needs a key and can fail in the same ways.
 
-    What stands in braces in a path is the id of an account or a key where it is called so, else a model's id, for
-    example `example_model`.
+    What stands in braces in a path is the id of what it is called, else a model's id, for example `example_model`.
     """
     document = get_openapi(title=title, version=version, description=description, routes=routes)
     components = document.setdefault("components", {})
@@ -155,12 +160,12 @@ def _failures(operation: Mapping[str, Any], *, has_body: bool) -> dict[str, Any]
     described = {
         str(status): _failure(description, error_body(error)) for status, (description, error) in failures.items()
     }
-    described["404"] = _failure("There is no such model, account or key.")
+    described["404"] = _failure("There is no such thing, or it is another account's.")
     if has_body or "parameters" in operation:
         described["400"] = _failure("The request is not valid; `error.param` names the field at fault.")
     if has_body:
         described["413"] = _failure("The body is too long.")
-    if any(parameter["name"] in HEADERS for parameter in operation.get("parameters", ())):
+    if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ())):
         described["409"] = _failure("A request with this Idempotency-Key runs, or the id is taken.")
         described["422"] = _failure("The Idempotency-Key was used for another request.")
     return dict(sorted(described.items()))

@@ -22,7 +22,7 @@ async def read_json(
     `json_text.parse_object`.
     """
     if require_json_content_type:
-        _check_content_type(request.headers.get("content-type"))
+        check_content_type(request)
     data = await read_bounded(request, max_bytes)
     return parse_object(data, max_depth=max_depth, allow_trailing_commas=allow_trailing_commas)
 
@@ -37,7 +37,9 @@ async def read_bounded(request: Request, max_bytes: int) -> bytes:
     return bytes(data)
 
 
-def _check_content_type(content_type: str | None) -> None:
+def check_content_type(request: Request) -> None:
+    """Raises InvalidRequest where the body says that it is not JSON."""
+    content_type = request.headers.get("content-type")
     if content_type is None:
         return
     media_type = content_type.partition(";")[0].strip().lower()
