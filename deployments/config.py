@@ -85,7 +85,8 @@ class AdapterCacheConfig(Settings):
 class TrainerConfig(Settings):
     """What one fine-tuning worker gets, and how it works.
 
-    num_cpus, num_gpus: what it reserves of the cluster. niceness: added to the worker's priority as a process, so that
+    num_cpus, num_gpus: what it reserves of the cluster; it is waited start_wait_s for, since machines may have to be
+    started. niceness: added to the worker's priority as a process, so that
     on one machine it gives way to generation. num_threads 0 leaves the choice to torch.
     checkpoint_every_steps: optimiser steps between two checkpoints.
     """
@@ -96,6 +97,7 @@ class TrainerConfig(Settings):
     num_threads: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every_steps: PositiveInt = 50
+    start_wait_s: PositiveFloat = 1800.0
 
 
 class GraphConfig(Settings):

@@ -29,7 +29,8 @@ class _Started:
 
 
 class Dispatcher:
-    """worker: a name that no other process has, nor had, of at most 32 characters."""
+    """worker: a name that no other process has, nor had, of at most 32 characters. on_end: called when a run has ended,
+    of whose job webhooks may tell."""
 
     def __init__(
         self,
@@ -38,17 +39,20 @@ class Dispatcher:
         config: FineTuningConfig,
         *,
         worker: str,
+        on_end: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._queue = queue
         self._fine_tuner = fine_tuner
         self._config = config
         self._worker = worker
+        self._on_end = on_end
         self._now = now
         self._runs: dict[str, _Started] = {}
         self._renewed_at = -math.inf
         self._nudged = asyncio.Event()
         self._is_answered = True
+        self._loop: asyncio.Task[None] | None = None
 
     def nudge(self) -> None:
         """There may be something new: look at once."""
@@ -57,13 +61,18 @@ class Dispatcher:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
         """When the context ends, the workers are ended, and their jobs are left to other dispatchers."""
-        loop = asyncio.create_task(self._repeat())
+        self._loop = asyncio.create_task(self._repeat())
         try:
             yield
         finally:
-            loop.cancel()
-            await asyncio.gather(loop, return_exceptions=True)
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
             await self._stop()
+
+    def check_health(self) -> None:
+        """Raises RuntimeError where it does not work although it should."""
+        if self._loop is None or self._loop.done():
+            raise RuntimeError("the dispatcher has stopped")
 
     async def look(self) -> None:
         """Ends the runs of jobs that are no longer its own, says that it lives, and starts what it can claim.
@@ -95,6 +104,7 @@ class Dispatcher:
         del self._runs[job_id]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("the run of job %s failed", job_id, exc_info=error)
+        self._on_end()
         self.nudge()
 
     async def _repeat(self) -> None:

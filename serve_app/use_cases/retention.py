@@ -5,8 +5,9 @@ import logging
 import time
 from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from deployments.checkpoints.garbage import Garbage
 from serve_app.config import FineTuningConfig
 
 PERIOD_S = 3600.0
@@ -36,8 +37,8 @@ class RetentionStore(Protocol):
 class Objects(Protocol):
     """What is asked of the object store. Blocks; may be called in any thread."""
 
-    def collect_garbage(self, *, manifests: Collection[str], blobs: Collection[str], now: float) -> Any:
-        """Deletes what is old enough and not needed by these; answers what it did, to be logged."""
+    def collect_garbage(self, *, manifests: Collection[str], blobs: Collection[str], now: float) -> Garbage:
+        """Deletes what is old enough and not needed by these."""
 
 
 class Retention:
@@ -59,4 +60,12 @@ class Retention:
         garbage = await asyncio.to_thread(
             self._objects.collect_garbage, manifests=roots.manifests, blobs=roots.blobs, now=now
         )
-        logger.info("collected garbage: %s", garbage)
+        for digest in garbage.missing:
+            logger.error("the artifact %s is needed, and is not in the object store", digest)
+        logger.info(
+            "collected garbage: %d manifests and %d blobs of %d bytes, %d unfinished uploads",
+            garbage.num_manifests,
+            garbage.num_blobs,
+            garbage.num_bytes,
+            garbage.num_unfinished,
+        )
