@@ -18,7 +18,8 @@ _NEXT_S = 3.0
 class GuardedBackend(httpcore.AsyncNetworkBackend):
     """Looks a name up once, asks that the rules permit every address, and connects to one of these very addresses.
 
-    TLS and the request go on with the name. is_secure: the connection will be one of TLS.
+    TLS and the request go on with the name. is_secure: the connection will be one of TLS. For one attempt, at the end
+    of which it must be closed: httpcore forgets a connection whose TLS handshake is cancelled.
     """
 
     def __init__(self, rules: AddressRules, resolve: Resolve, *, is_secure: bool) -> None:
@@ -26,6 +27,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         self._resolve = resolve
         self._is_secure = is_secure
         self._backend = httpcore.AnyIOBackend()
+        self._streams: list[httpcore.AsyncNetworkStream] = []
 
     async def connect_tcp(
         self,
@@ -36,13 +38,30 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Raises Undeliverable, and what httpcore raises."""
-        addresses = await self._addresses(host, port)
-        for address in addresses[:-1]:
+        *others, last = await self._addresses(host, port)
+        for address in others:
             try:
-                return await self._backend.connect_tcp(str(address), port, _NEXT_S, local_address, socket_options)
+                return await self._connect(address, port, _NEXT_S, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._backend.connect_tcp(str(addresses[-1]), port, timeout, local_address, socket_options)
+        return await self._connect(last, port, timeout, local_address, socket_options)
+
+    async def aclose(self) -> None:
+        """Closes every connection that was made."""
+        for stream in self._streams:
+            await stream.aclose()
+
+    async def _connect(
+        self,
+        address: Address,
+        port: int,
+        timeout_s: float | None,
+        local_address: str | None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
+    ) -> httpcore.AsyncNetworkStream:
+        stream = await self._backend.connect_tcp(str(address), port, timeout_s, local_address, socket_options)
+        self._streams.append(stream)
+        return stream
 
     async def _addresses(self, host: str, port: int) -> Sequence[Address]:
         try:

@@ -61,6 +61,7 @@ class HttpSender:
         }
         backend = GuardedBackend(self._rules, self._resolve, is_secure=target.is_secure)
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(backend.aclose)
             pool = httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=backend)
             connections = await stack.enter_async_context(pool)
             async with asyncio.timeout_at(deadline):
