@@ -1,0 +1,13 @@
+"""Writes the HAProxy that Serve is told to start on nodes and in the image; see serve_app/launcher/haproxy.py for why."""
+
+import sys
+from pathlib import Path
+
+from serve_app.launcher.haproxy import write_haproxy
+from serve_app.launcher.ports import Ports
+
+PORTS = Ports(http=8000, dashboard=8265, fallback=8500, stats=8404, metrics=9101)
+"""The ports of a machine or a pod of its own: Serve's defaults."""
+
+if __name__ == "__main__":
+    write_haproxy(Path(sys.argv[1]), PORTS)
