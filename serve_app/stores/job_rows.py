@@ -16,8 +16,6 @@ from serve_app.stores.ownership import owned_by
 from serve_app.stores.tables import job_checkpoints, job_events, jobs, tuned_models
 from serve_app.stores.upsert import insert, insert_new
 
-_NEVER_CHANGE = ("id", "account")
-
 
 def to_job(row: Row[Any]) -> Job:
     columns = dict(row._mapping)
