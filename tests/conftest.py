@@ -19,7 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settings.register_profile("tritext", deadline=None, print_blob=True)
 settings.load_profile("tritext")
 
-pytest_plugins = ("tests.databases",)
+pytest_plugins = ("tests.databases", "tests.seaweedfs")
 
 TESTS = Path(__file__).parent
 QUICK_LAYERS = ("unit", "api")

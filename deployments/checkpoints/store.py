@@ -71,8 +71,13 @@ class ObjectStore(Protocol):
         ...
 
 
+def is_key(key: str) -> bool:
+    """Whether objects may have this key: no longer than a name may be, and leading out of no directory."""
+    return len(key) <= 500 and _KEY.fullmatch(key) is not None
+
+
 def check_key(key: str) -> str:
-    """The key. Raises ValueError if it is none, or could lead out of a directory."""
-    if _KEY.fullmatch(key) is None or len(key) > 500:
+    """The key. Raises ValueError if it is none."""
+    if not is_key(key):
         raise ValueError(f"{key!r} is not an object's key")
     return key
