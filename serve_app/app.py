@@ -6,6 +6,7 @@ from ray.serve import Application
 
 from deployments.ray_graph import bind_graph
 from serve_app.config import AppConfig
+from serve_app.dispatcher import bind_dispatcher
 from serve_app.ingress import bind_ingress
 from serve_app.use_cases.models import ModelCatalog
 
@@ -15,4 +16,4 @@ def build(args: dict[str, Any]) -> Application:
     config = AppConfig.model_validate(args)
     ModelCatalog(config.graph.models)
     tokenizer, generators = bind_graph(config.graph, longest_call_s=config.http.request_deadline_s)
-    return bind_ingress(config, tokenizer, generators)
+    return bind_ingress(config, tokenizer, generators, bind_dispatcher(config))

@@ -12,9 +12,11 @@ from ray.serve.schema import DeploymentStatusOverview
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.checkpoints.opening import open_artifacts
 from deployments.ray_graph import Handle, connect_graph
 from serve_app.api import create_api
 from serve_app.config import AppConfig, Secrets
+from serve_app.dispatcher import DISPATCHER, DispatcherClient
 from serve_app.ledger.billing import make_prices
 from serve_app.services import Services
 from serve_app.stores.accounts import SqlAccountStore
@@ -22,19 +24,24 @@ from serve_app.stores.admission import SqlAdmissionStore
 from serve_app.stores.audit import SqlAuditLog
 from serve_app.stores.database import open_database, require_reach
 from serve_app.stores.idempotency import SqlIdempotentRequests
+from serve_app.stores.jobs import SqlJobs
 from serve_app.stores.keys import SqlKeyStore
 from serve_app.stores.owners import SqlOwners
+from serve_app.stores.training_files import SqlTrainingFiles
 from serve_app.stores.tuned_models import SqlTunedModels
 from serve_app.stores.usage import SqlUsageReports
 from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.chores import Chore, repeating
+from serve_app.use_cases.document_training import DocumentTraining
+from serve_app.use_cases.fine_tuning import FineTuning
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.idempotency import SealedAnswers
 from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.ledger_upkeep import LedgerUpkeep
 from serve_app.use_cases.models import ModelCatalog, Models
+from serve_app.use_cases.training_files import TrainingFiles
 from serve_app.use_cases.tuned_models import TunedModels
 
 INGRESS = "Ingress"
@@ -48,7 +55,7 @@ class Ingress:
     """Serve builds the HTTP application in the replica, once the constructor has made what it needs."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: AppConfig, tokenizer: Handle, generators: Mapping[str, Handle]
+        self, config: AppConfig, tokenizer: Handle, generators: Mapping[str, Handle], dispatcher: Handle
     ) -> None:
         secrets = Secrets.load()
         self._resources = AsyncExitStack()
@@ -71,12 +78,26 @@ class Ingress:
         await self._resources.enter_async_context(repeating(*chores))
         graph = connect_graph(config.graph, tokenizer, generators)
         tuned_models = TunedModels(SqlTunedModels(database))
-        models = Models(ModelCatalog(config.graph.models), tuned_models)
+        catalog = ModelCatalog(config.graph.models)
+        models = Models(catalog, tuned_models)
+        artifacts = await asyncio.to_thread(open_artifacts, config.graph.checkpoints, secrets.home)
+        files = TrainingFiles(SqlTrainingFiles(database), artifacts, config.fine_tuning)
+        fine_tuning = FineTuning(
+            SqlJobs(database),
+            files,
+            catalog,
+            graph.tokenizer,
+            config.fine_tuning,
+            nudge=DispatcherClient(dispatcher).nudge,
+        )
         self._services = Services(
             config=config,
             graph=graph,
             models=models,
             tuned_models=tuned_models,
+            files=files,
+            fine_tuning=fine_tuning,
+            document_training=DocumentTraining(files, fine_tuning, config.fine_tuning),
             generation=TextGeneration(graph, models, admission),
             accounts=Accounts(SqlAccountStore(database)),
             keys=keys,
@@ -94,7 +115,9 @@ class Ingress:
         await self._resources.aclose()
 
 
-def bind_ingress(config: AppConfig, tokenizer: Application, generators: Mapping[str, Application]) -> Application:
+def bind_ingress(
+    config: AppConfig, tokenizer: Application, generators: Mapping[str, Application], dispatcher: Application
+) -> Application:
     """The application whose requests the ingress answers by calling these nodes."""
     deployment = serve.deployment(
         serve.ingress()(Ingress),
@@ -105,7 +128,7 @@ def bind_ingress(config: AppConfig, tokenizer: Application, generators: Mapping[
         graceful_shutdown_wait_loop_s=1,
         graceful_shutdown_timeout_s=config.http.request_deadline_s,
     )
-    return deployment.bind(config, tokenizer, dict(generators))
+    return deployment.bind(config, tokenizer, dict(generators), dispatcher)
 
 
 def _without_request_id(app: ASGIApp) -> ASGIApp:
@@ -128,13 +151,17 @@ def num_nodes() -> int:
 
 
 async def is_ready() -> bool:
-    """Whether every deployment of this application can answer. Asks Serve, so that no sleeping replica is woken."""
+    """Whether every deployment that an answer needs can answer. Asks Serve, so that no sleeping replica is woken."""
     name = serve.get_replica_context().app_name
     try:
         status = await asyncio.wait_for(asyncio.to_thread(serve.status), _STATUS_TIMEOUT_S)
     except TimeoutError:
         return False
-    return name in status.applications and all(map(can_answer, status.applications[name].deployments.values()))
+    if name not in status.applications:
+        return False
+    deployments = status.applications[name].deployments
+    # Jobs and webhooks are taken in while no dispatcher runs; they wait.
+    return all(can_answer(deployment) for other, deployment in deployments.items() if other != DISPATCHER)
 
 
 def can_answer(deployment: DeploymentStatusOverview) -> bool:

@@ -8,10 +8,13 @@ from serve_app.config import AppConfig
 from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission
 from serve_app.use_cases.audit import AuditLog
+from serve_app.use_cases.document_training import DocumentTraining
+from serve_app.use_cases.fine_tuning import FineTuning
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.models import Models
+from serve_app.use_cases.training_files import TrainingFiles
 from serve_app.use_cases.tuned_models import TunedModels
 from serve_app.use_cases.usage import UsageReports
 
@@ -24,6 +27,9 @@ class Services:
     graph: Graph
     models: Models
     tuned_models: TunedModels
+    files: TrainingFiles
+    fine_tuning: FineTuning
+    document_training: DocumentTraining
     generation: TextGeneration
     accounts: Accounts
     keys: Keys

@@ -149,7 +149,8 @@ def _failures(operation: Mapping[str, Any], *, has_body: bool) -> dict[str, Any]
         500: ("Something went wrong on our side.", GenerationFailed("the model failed on this request")),
         503: ("Too much to do; come back after `Retry-After` seconds.", Overloaded("too many requests are waiting")),
     }
-    if has_body:
+    is_repeatable = any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ()))
+    if has_body or is_repeatable:
         failures |= {
             429: (
                 "The key's limit is reached; come back after `Retry-After` seconds.",
@@ -165,7 +166,7 @@ def _failures(operation: Mapping[str, Any], *, has_body: bool) -> dict[str, Any]
         described["400"] = _failure("The request is not valid; `error.param` names the field at fault.")
     if has_body:
         described["413"] = _failure("The body is too long.")
-    if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ())):
+    if is_repeatable:
         described["409"] = _failure("A request with this Idempotency-Key runs, or the id is taken.")
         described["422"] = _failure("The Idempotency-Key was used for another request.")
     return dict(sorted(described.items()))

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deployments.config import ModelConfig
-from deployments.errors import GeneratorNotDeployed, ModelNotFound
+from deployments.errors import GeneratorNotDeployed, InvalidParameter, ModelNotFound
 from deployments.types import AdapterRef
 from serve_app.jobs.job import TunedModel
 from serve_app.use_cases.callers import Principal
@@ -110,6 +110,16 @@ class Models:
         if served.tuned is not None and not self._tuned.is_deployed(served.tuned):
             raise GeneratorNotDeployed(name)
         return served
+
+    async def trainable(self, principal: Principal, name: str) -> ModelConfig:
+        """The configured model of this name, to train an adapter for.
+
+        Raises ModelNotFound; InvalidParameter for a fine-tuned model: an adapter is not trained further.
+        """
+        served = await self.resolve(principal, name)
+        if served.tuned is not None:
+            raise InvalidParameter(f"model must be a configured model; {name!r} is a fine-tuned one", "model")
+        return served.base
 
     async def tuned(self, principal: Principal) -> list[tuple[TunedModel, ModelConfig]]:
         """The fine-tuned models that the key may use, oldest first, each with its base. Those whose base is not

@@ -9,7 +9,15 @@ import pytest
 from deployments.config import GraphConfig, ModelConfig
 from deployments.graph import Generator, Graph
 from serve_app.api import create_api
-from serve_app.config import AppConfig, BillingConfig, HttpConfig, InferKitConfig, LimitsConfig, TotalGPTConfig
+from serve_app.config import (
+    AppConfig,
+    BillingConfig,
+    FineTuningConfig,
+    HttpConfig,
+    InferKitConfig,
+    LimitsConfig,
+    TotalGPTConfig,
+)
 from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
 from serve_app.use_cases.idempotent_runs import IdempotentRuns
@@ -46,6 +54,7 @@ def make_services(
     limits: LimitsConfig | None = None,
     admission_store: FakeAdmissionStore | None = None,
     idempotency: FakeIdempotentRequests | None = None,
+    fine_tuning: FineTuningConfig | None = None,
     tuned: FakeTunedModels | None = None,
     is_ready: bool = True,
 ) -> Services:
@@ -62,6 +71,7 @@ def make_services(
         totalgpt=totalgpt or TotalGPTConfig(),
         billing=billing or BillingConfig(),
         limits=limits or LimitsConfig(),
+        fine_tuning=fine_tuning or FineTuningConfig(),
     )
     graph = Graph(
         tokenizer=tokenizer or FakeTokenizer(),
@@ -83,6 +93,9 @@ def make_services(
         graph=graph,
         models=models,
         tuned_models=tuned_models,
+        files=Absent(),
+        fine_tuning=Absent(),
+        document_training=Absent(),
         generation=TextGeneration(graph, models, admission),
         accounts=Absent(),
         keys=FakeKeys(),

@@ -48,12 +48,13 @@ async def test_422_is_promised_for_misused_idempotency_keys_only(document: dict[
 async def test_every_post_has_a_schema_and_examples_that_satisfy_it(document: dict[str, Any]) -> None:
     for path, method, operation in operations(document):
         if method == "post":
-            content = operation["requestBody"]["content"]["application/json"]
+            assert {"200", "201"} & set(operation["responses"]), path
+            assert {"400", "401", "403", "404", "429", "503"} <= set(operation["responses"]), path
+        for content in operation.get("requestBody", {}).get("content", {}).values():
             assert content["examples"], path
             for example in content["examples"].values():
                 jsonschema.validate(example["value"], content["schema"])
-            assert {"200", "201"} & set(operation["responses"]), path
-            assert {"400", "401", "403", "404", "413", "429", "503"} <= set(operation["responses"]), path
+            assert "413" in operation["responses"], path
 
 
 @pytest.mark.parametrize("envelope", ["both", "bare", "data"])

@@ -27,7 +27,13 @@ def routes(found: Sequence[Any]) -> Iterator[tuple[str, str]]:
 ROUTES = list(routes(create_api(make_services()).routes))
 KEYED = [(method, path) for method, path in ROUTES if path not in OPEN]
 ADMIN = [(method, path) for method, path in KEYED if path.startswith("/v1/admin/")]
-DIALECTS = [(method, path) for method, path in KEYED if (method, path) not in ADMIN and path not in OWN]
+_TUNES = re.compile(r"/finetune|/webhooks|/fine_tuning/|/files|/(un)?deploy$")
+TUNING = [
+    (method, path)
+    for method, path in KEYED
+    if _TUNES.search(path) or (path.endswith("models/{id:path}") and method == "DELETE")
+]
+DIALECTS = [route for route in KEYED if route not in (*ADMIN, *TUNING) and route[1] not in OWN]
 
 
 def concrete(path: str, **values: str) -> str:
@@ -46,6 +52,7 @@ def test_the_walks_see_every_route() -> None:
     assert {"/v1/aitextgen/generate", "/v1/admin/ledger", "/v1/usage", *OPEN} <= paths
     assert len(ADMIN) >= 15
     assert len(DIALECTS) >= 15
+    assert len(TUNING) >= 5
 
 
 async def test_without_a_key_every_route_is_401(service: Service) -> None:
@@ -77,6 +84,16 @@ async def test_key_without_the_inference_scope_may_generate_nothing(service: Ser
         for method, path in [*DIALECTS, *(("GET", path) for path in sorted(OWN))]:
             if (method, path) == ("GET", "/v1/models/{id:path}/generate"):
                 continue
+            response = await client.request(method, concrete(path), json={})
+            assert response.status_code == 403, (method, path)
+            assert "ratelimit" not in response.headers
+
+
+@pytest.mark.parametrize("scopes", [["inference"], ["admin"], ["inference", "admin"]])
+async def test_key_without_the_fine_tuning_scope_may_train_nothing(service: Service, scopes: list[str]) -> None:
+    key, _ = await service.new_key("acme", scopes=scopes)
+    async with service.with_key(key) as client:
+        for method, path in TUNING:
             response = await client.request(method, concrete(path), json={})
             assert response.status_code == 403, (method, path)
             assert "ratelimit" not in response.headers
