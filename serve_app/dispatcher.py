@@ -21,9 +21,8 @@ from serve_app.use_cases.dispatch import Dispatcher
 from serve_app.use_cases.retention import Retention
 from serve_app.use_cases.webhook_delivery import WebhookDelivery
 from serve_app.use_cases.webhook_secrets import SealedSecrets
-from serve_app.webhook_sender import HttpSender
-from serve_app.webhook_sender.sender import system_resolver
-from serve_app.webhooks.addresses import AddressRules
+from serve_app.use_cases.webhooks import address_rules
+from serve_app.webhook_sender import HttpSender, system_resolver
 
 DISPATCHER = "Dispatcher"
 
@@ -44,7 +43,7 @@ class DispatcherReplica:
         self._resources = AsyncExitStack()
         enter = self._resources.enter_async_context
         database = await enter(open_database(secrets.database_url(config)))
-        rules = AddressRules(config.webhooks.allowed_networks, config.webhooks.ports)
+        rules = address_rules(config.webhooks)
         sender = HttpSender(rules, await enter(system_resolver()), timeout_s=config.webhooks.timeout_s)
         self._delivery = WebhookDelivery(SqlOutbox(database), sender, SealedSecrets(secrets.pepper()), config.webhooks)
         await enter(self._delivery.running())

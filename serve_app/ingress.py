@@ -30,6 +30,7 @@ from serve_app.stores.owners import SqlOwners
 from serve_app.stores.training_files import SqlTrainingFiles
 from serve_app.stores.tuned_models import SqlTunedModels
 from serve_app.stores.usage import SqlUsageReports
+from serve_app.stores.webhooks import SqlWebhooks
 from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.chores import Chore, repeating
@@ -43,6 +44,8 @@ from serve_app.use_cases.ledger_upkeep import LedgerUpkeep
 from serve_app.use_cases.models import ModelCatalog, Models
 from serve_app.use_cases.training_files import TrainingFiles
 from serve_app.use_cases.tuned_models import TunedModels
+from serve_app.use_cases.webhook_secrets import SealedSecrets
+from serve_app.use_cases.webhooks import Webhooks
 
 INGRESS = "Ingress"
 
@@ -82,14 +85,9 @@ class Ingress:
         models = Models(catalog, tuned_models)
         artifacts = await asyncio.to_thread(open_artifacts, config.graph.checkpoints, secrets.home)
         files = TrainingFiles(SqlTrainingFiles(database), artifacts, config.fine_tuning)
-        fine_tuning = FineTuning(
-            SqlJobs(database),
-            files,
-            catalog,
-            graph.tokenizer,
-            config.fine_tuning,
-            nudge=DispatcherClient(dispatcher).nudge,
-        )
+        nudge = DispatcherClient(dispatcher).nudge
+        fine_tuning = FineTuning(SqlJobs(database), files, catalog, graph.tokenizer, config.fine_tuning, nudge=nudge)
+        webhooks = Webhooks(SqlWebhooks(database), SealedSecrets(secrets.pepper()), config.webhooks, nudge=nudge)
         self._services = Services(
             config=config,
             graph=graph,
@@ -98,6 +96,7 @@ class Ingress:
             files=files,
             fine_tuning=fine_tuning,
             document_training=DocumentTraining(files, fine_tuning, config.fine_tuning),
+            webhooks=webhooks,
             generation=TextGeneration(graph, models, admission),
             accounts=Accounts(SqlAccountStore(database)),
             keys=keys,

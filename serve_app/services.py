@@ -17,6 +17,7 @@ from serve_app.use_cases.models import Models
 from serve_app.use_cases.training_files import TrainingFiles
 from serve_app.use_cases.tuned_models import TunedModels
 from serve_app.use_cases.usage import UsageReports
+from serve_app.use_cases.webhooks import Webhooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Services:
     files: TrainingFiles
     fine_tuning: FineTuning
     document_training: DocumentTraining
+    webhooks: Webhooks
     generation: TextGeneration
     accounts: Accounts
     keys: Keys

@@ -40,6 +40,8 @@ _PATH_PARAMETERS = {
     "account": ("The id of an account.", "acme"),
     "key": ("The id of a key.", "0NPvBYYJqMZjhFkd9"),
     "job": ("The id of a fine-tuning job.", "ftjob-2n4k8zq0w1m5c7x9b3v6t0ay"),
+    "webhook": ("The id of a webhook.", "whep_5t8w1z4c7f0j3m6p9s2v5y8b"),
+    "delivery": ("The id of a delivery.", "whd_0a3d6g9k2n5q8t1w4z7c0f3j"),
     "file": ("The id of a file.", "file-7h3k9q2x5m8b1c4v6n0z2tay"),
 }
 

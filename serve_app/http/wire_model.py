@@ -101,6 +101,7 @@ _REQUIREMENTS = {
     "too_short": "must have at least {min_length} item(s)",
     "too_long": "must have at most {max_length} items",
     "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
     "value_error": "{error}",
 }
 

@@ -28,7 +28,7 @@ class EndpointChange:
     """What is to change; None leaves it as it is. enabled: deliveries begin anew, or end."""
 
     url: str | None = None
-    events: Sequence[str] | None = None
+    events: Sequence[EventType] | None = None
     enabled: bool | None = None
 
 
@@ -91,13 +91,13 @@ class Webhooks:
         self._nudge = nudge
         self._now = now
 
-    async def create(self, account: str, url: str, events: Sequence[str]) -> tuple[Endpoint, str]:
+    async def create(self, account: str, url: str, events: Sequence[EventType]) -> tuple[Endpoint, str]:
         """A new endpoint, and the secret by which its deliveries are signed, which cannot be had again.
 
-        Raises InvalidParameter, naming the field, and the event by its index; InvalidRequest where there are too many.
+        Raises InvalidParameter for the URL; InvalidRequest where the account has too many endpoints.
         """
         parse_target(url, self._rules)
-        endpoint = Endpoint(new_id("whep_", 24), account, url, to_events(events), self._now())
+        endpoint = Endpoint(new_id("whep_", 24), account, url, _distinct(events), self._now())
         secret = new_secret()
         sealed = self._secrets.seal(endpoint.id, secret)
         await self._store.add(endpoint, sealed, most=self._config.max_endpoints)
@@ -117,13 +117,12 @@ class Webhooks:
         url, events, enabled = change.url, change.events, change.enabled
         if url is not None:
             parse_target(url, self._rules)
-        types = None if events is None else to_events(events)
 
         def changed(endpoint: Endpoint) -> Endpoint:
             endpoint = replace(
                 endpoint,
                 url=endpoint.url if url is None else url,
-                events=endpoint.events if types is None else types,
+                events=endpoint.events if events is None else _distinct(events),
             )
             if enabled is None or enabled == endpoint.is_enabled:
                 return endpoint
@@ -182,20 +181,8 @@ def address_rules(config: WebhooksConfig) -> AddressRules:
     return AddressRules(tuple(config.allowed_networks), frozenset({443, *config.ports}))
 
 
-def to_events(names: Sequence[str]) -> tuple[EventType, ...]:
-    """Without repetitions. Raises InvalidParameter, naming the first that is no event by its index."""
-    if not names:
-        raise InvalidParameter("events must have at least 1 item(s)", "events")
-    types = []
-    for index, name in enumerate(names):
-        try:
-            types.append(EventType(name))
-        except ValueError:
-            known = ", ".join(EventType)
-            raise InvalidParameter(
-                f"events[{index}] is no event of this service: {known}", f"events[{index}]"
-            ) from None
-    return tuple(dict.fromkeys(types))
+def _distinct(events: Sequence[EventType]) -> tuple[EventType, ...]:
+    return tuple(dict.fromkeys(events))
 
 
 def _test_event(account: str, endpoint_id: str, at: float) -> WebhookEvent:

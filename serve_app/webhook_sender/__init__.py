@@ -1,5 +1,5 @@
 """Sends webhooks over the network, to checked addresses only."""
 
-from serve_app.webhook_sender.sender import HttpSender
+from serve_app.webhook_sender.sender import HttpSender, system_resolver
 
-__all__ = ["HttpSender"]
+__all__ = ["HttpSender", "system_resolver"]

@@ -37,7 +37,8 @@ class DeliveryStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event on its way to an endpoint. attempts: that have ended. next_at: None: it has ended.
+    """An event on its way to an endpoint. attempts: that have ended. next_at: of a pending one, when it is due; leased:
+    it is being sent, and due again at that time where this is not recorded.
 
     response_status, response_body: of the last attempt, the body's beginning only; error: why there was no response,
     or why it has ended.
@@ -51,6 +52,7 @@ class Delivery:
     attempts: int
     created_at: float
     next_at: float | None
+    leased: bool
     attempted_at: float | None
     finished_at: float | None
     response_status: int | None

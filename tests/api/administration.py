@@ -28,6 +28,7 @@ from serve_app.stores.owners import SqlOwners
 from serve_app.stores.training_files import SqlTrainingFiles
 from serve_app.stores.tuned_models import SqlTunedModels
 from serve_app.stores.usage import SqlUsageReports
+from serve_app.stores.webhooks import SqlWebhooks
 from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission, Rules, make_limits
 from serve_app.use_cases.callers import Scope
@@ -42,6 +43,8 @@ from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.models import Models
 from serve_app.use_cases.training_files import TrainingFiles
 from serve_app.use_cases.tuned_models import TunedModels
+from serve_app.use_cases.webhook_secrets import SealedSecrets
+from serve_app.use_cases.webhooks import Webhooks
 from tests.api.conftest import make_services
 from tests.fake_fine_tuner import FakeFineTuner
 
@@ -116,6 +119,7 @@ async def running_service(
             files=files,
             fine_tuning=fine_tuning,
             document_training=DocumentTraining(files, fine_tuning, config),
+            webhooks=Webhooks(SqlWebhooks(database), SealedSecrets(PEPPER), plain.config.webhooks),
             admission=admission,
             generation=TextGeneration(plain.graph, models, admission),
             accounts=Accounts(SqlAccountStore(database)),

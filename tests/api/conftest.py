@@ -17,6 +17,7 @@ from serve_app.config import (
     InferKitConfig,
     LimitsConfig,
     TotalGPTConfig,
+    WebhooksConfig,
 )
 from serve_app.services import Services
 from serve_app.use_cases.generate import TextGeneration
@@ -55,6 +56,7 @@ def make_services(
     admission_store: FakeAdmissionStore | None = None,
     idempotency: FakeIdempotentRequests | None = None,
     fine_tuning: FineTuningConfig | None = None,
+    webhooks: WebhooksConfig | None = None,
     tuned: FakeTunedModels | None = None,
     is_ready: bool = True,
 ) -> Services:
@@ -72,6 +74,7 @@ def make_services(
         billing=billing or BillingConfig(),
         limits=limits or LimitsConfig(),
         fine_tuning=fine_tuning or FineTuningConfig(),
+        webhooks=webhooks or WebhooksConfig(),
     )
     graph = Graph(
         tokenizer=tokenizer or FakeTokenizer(),
@@ -96,6 +99,7 @@ def make_services(
         files=Absent(),
         fine_tuning=Absent(),
         document_training=Absent(),
+        webhooks=Absent(),
         generation=TextGeneration(graph, models, admission),
         accounts=Absent(),
         keys=FakeKeys(),
