@@ -15,8 +15,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from serve_app.api import create_api
-from serve_app.config import DialectLimits, LimitsConfig
+from serve_app.config import DialectLimits, FineTuningConfig, LimitsConfig
 from tests.api.administration import Service, running_service
+from tests.fake_fine_tuner import FakeFineTuner
 from tests.live_server import serve
 
 EXAMPLES = 15
@@ -45,7 +46,13 @@ def fuzz(operation: Any, mode: GenerationMode, *, base_url: str, key: str) -> No
 async def test_made_up_requests_are_answered_as_described(sqlite_url: str, mode: GenerationMode) -> None:
     unlimited = LimitsConfig(aitextgen=DialectLimits())
     async with (
-        running_service(sqlite_url, limits=unlimited) as service,
+        running_service(
+            sqlite_url,
+            limits=unlimited,
+            fine_tuner=FakeFineTuner(),
+            # Some of the jobs end in time, some do not.
+            fine_tuning=FineTuningConfig(hold_s=0.15, min_generator_bytes=1, max_jobs_per_account=4),
+        ) as service,
         serve(create_api(service.services)) as port,
     ):
         await asyncio.to_thread(fuzz_all, service, f"http://127.0.0.1:{port}", mode)
