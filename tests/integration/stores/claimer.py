@@ -21,8 +21,8 @@ from serve_app.stores.tables import jobs
 from serve_app.use_cases.job_queue import ClaimLost
 from tests.fake_fine_tuner import finished
 
-CONFIG = FineTuningConfig(max_jobs=5, max_jobs_per_account=2, lease_s=0.5, max_attempts=1000, retry_s=0.01)
-OVERSLEEPS = 0.1
+CONFIG = FineTuningConfig(max_jobs=3, max_jobs_per_account=1, lease_s=0.5, max_attempts=1000, retry_s=0.01)
+OVERSLEEPS = 0.03
 
 
 async def run(database: Database, worker: str, dice: random.Random) -> list[int]:
@@ -36,9 +36,9 @@ async def run(database: Database, worker: str, dice: random.Random) -> list[int]
         if claim is None:
             if not accounts and not await open_jobs(database, "queued"):
                 return [published, lost, most, most_of_account]
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001)
             continue
-        await asyncio.sleep(0.6 if dice.random() < OVERSLEEPS else dice.uniform(0, 0.02))
+        await asyncio.sleep(0.6 if dice.random() < OVERSLEEPS else dice.uniform(0, 0.004))
         try:
             await queue.advance(
                 claim, lambda job: transitions.published(job, time.time(), finished(), training_time_s=1.0)

@@ -10,7 +10,7 @@ from tests.integration.stores.claimer import CONFIG
 from tests.job_rows import add_endpoint, add_job, rows
 
 NUM_PROCESSES = 6
-NUM_JOBS = 60
+NUM_JOBS = 200
 
 
 def race(url: str) -> list[list[int]]:
