@@ -16,7 +16,7 @@ from tests.integration.service import GENERATOR, MODEL, Service, wait_until
 
 pytestmark = pytest.mark.timeout(400)
 
-DEPLOYMENTS = ("Ingress", "Tokenizer", GENERATOR)
+DEPLOYMENTS = ("Ingress", "Tokenizer", "Dispatcher", GENERATOR)
 NUM_CANCELLED = 200
 
 

@@ -18,7 +18,7 @@ def start():
     ingress = Ingress.__new__(Ingress)
     async def run():
         try:
-            await Ingress.__init__(ingress, config, None, {})
+            await Ingress.__init__(ingress, config, None, {}, None)
         finally:
             await ingress.__del__()
     try:
