@@ -8,7 +8,10 @@ from secrets import token_hex
 from ray import serve
 from ray.serve import Application
 
+from deployments.checkpoints.artifacts import ArtifactStore
 from deployments.checkpoints.opening import open_artifacts
+from deployments.checkpoints.probe import probe
+from deployments.errors import ObjectStoreError
 from deployments.ray_fine_tuner import RayFineTuner
 from deployments.ray_graph import Handle
 from serve_app.config import AppConfig, Secrets
@@ -48,6 +51,7 @@ class DispatcherReplica:
         self._delivery = WebhookDelivery(SqlOutbox(database), sender, SealedSecrets(secrets.pepper()), config.webhooks)
         await enter(self._delivery.running())
         artifacts = open_artifacts(config.graph.checkpoints, secrets.home)
+        await _probe(artifacts)
         retention = Retention(SqlRetention(database), artifacts, config.fine_tuning)
         await enter(repeating(Chore("collecting garbage", retention.collect, _COLLECT_S)))
         self._dispatcher = Dispatcher(
@@ -70,6 +74,14 @@ class DispatcherReplica:
 
     async def __del__(self) -> None:  # Serve awaits it
         await self._resources.aclose()
+
+
+async def _probe(artifacts: ArtifactStore) -> None:
+    """Raises UnusableStore. A store that does not answer may do so later: what needs it waits."""
+    try:
+        await asyncio.to_thread(probe, artifacts)
+    except ObjectStoreError as error:
+        logger.warning("the object store could not be tried: %s", error)
 
 
 class DispatcherClient:

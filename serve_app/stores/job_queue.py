@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.config import FineTuningConfig
@@ -27,8 +27,8 @@ class SqlJobQueue:
         self._database = database
         self._config = config
 
-    async def claim(self, worker: str, now: float, *, besides: Collection[str]) -> Claim | None:
-        is_expired = and_(_IS_RUNNING, _columns.lease_until <= now, _columns.id.not_in(besides))
+    async def claim(self, worker: str, now: float, *, besides: Collection[str], takes_over: bool) -> Claim | None:
+        is_expired = and_(_IS_RUNNING, _columns.lease_until <= now, _columns.id.not_in(besides), literal(takes_over))
         is_due = and_(
             _IS_OPEN,
             _columns.status == JobStatus.QUEUED.value,

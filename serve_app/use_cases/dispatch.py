@@ -1,6 +1,7 @@
 """What a dispatcher does: claims jobs, watches over their runs, says that it lives. Knows no SQL, HTTP or Ray."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -16,6 +17,8 @@ from serve_app.use_cases.job_run import JobRun
 
 LOOK_S = 1.0
 """How often a dispatcher looks which jobs wait and whether its own are still its own, if nobody nudges it."""
+STEADY_S = 5.0
+"""A gap between two looks; and how long a dispatcher must have looked without one before it takes jobs over."""
 _RELEASE_S = 3.0
 """How long a dispatcher that stops tries to leave its jobs to others; they find them without it, later."""
 
@@ -29,7 +32,11 @@ class _Started:
 
 
 class Dispatcher:
-    """worker: a name that no other process has, nor had, of at most 32 characters. on_end: called when a run has ended,
+    """A job whose dispatcher is not heard of is taken over when its lease is over; only by a dispatcher that has looked
+    without a gap for STEADY_S, so that after an outage of the database, or when a clock was set, those that live have
+    had the time to say so.
+
+    worker: a name that no other process has, nor had, of at most 32 characters. on_end: called when a run has ended,
     of whose job webhooks may tell."""
 
     def __init__(
@@ -49,9 +56,10 @@ class Dispatcher:
         self._on_end = on_end
         self._now = now
         self._runs: dict[str, _Started] = {}
-        self._renewed_at = -math.inf
+        self._renewed_at = self._steady_since = self._looked_at = -math.inf
         self._nudged = asyncio.Event()
         self._is_answered = True
+        self._is_stopping = False
         self._loop: asyncio.Task[None] | None = None
 
     def nudge(self) -> None:
@@ -65,6 +73,10 @@ class Dispatcher:
         try:
             yield
         finally:
+            self._is_stopping = True
+            self.nudge()
+            # Not cancelled at once: it may be in the middle of a claim.
+            await asyncio.wait({self._loop}, timeout=_RELEASE_S)
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
             await self._stop()
@@ -79,20 +91,31 @@ class Dispatcher:
 
         Raises StorageError.
         """
-        held = await self._held()
+        now = self._now()
+        held = await self._held(now)
         for job_id, started in self._runs.items():
             is_ending = started.task.cancelling() > 0  # a second time would keep it from ending its worker
             if held.get(job_id) != started.run.claim.job.fence and not is_ending:
                 started.task.cancel()
-        while (claim := await self._queue.claim(self._worker, self._now(), besides=self._runs)) is not None:
+        takes_over = self._is_steady(now)
+        while not self._is_stopping:
+            claim = await self._queue.claim(self._worker, now, besides=self._runs, takes_over=takes_over)
+            if claim is None:
+                break
             run = JobRun(claim, self._queue, self._fine_tuner, self._config, now=self._now)
             task = asyncio.create_task(run.run())
             self._runs[claim.job.id] = _Started(run, task)
             task.add_done_callback(lambda task, job_id=claim.job.id: self._forget(job_id, task))  # type: ignore[misc]
             logger.info("job %s runs here, under fence %d", claim.job.id, claim.job.fence)
 
-    async def _held(self) -> Mapping[str, int]:
-        now = self._now()
+    def _is_steady(self, now: float) -> bool:
+        """To be asked whenever the database has answered."""
+        if not 0 <= now - self._looked_at <= STEADY_S:
+            self._steady_since = now
+        self._looked_at = now
+        return now - self._steady_since >= STEADY_S
+
+    async def _held(self, now: float) -> Mapping[str, int]:
         # A clock that was set back must not keep leases from being renewed.
         if not self._runs or 0 <= now - self._renewed_at < self._config.lease_s / 3:
             return await self._queue.held(self._worker) if self._runs else {}
@@ -108,7 +131,7 @@ class Dispatcher:
         self.nudge()
 
     async def _repeat(self) -> None:
-        while True:
+        while not self._is_stopping:
             self._nudged.clear()
             try:
                 await self.look()
@@ -119,11 +142,9 @@ class Dispatcher:
                 self._is_answered = False
             except Exception:
                 logger.exception("the dispatcher failed, and goes on")
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._nudged.wait()
-            except TimeoutError:
-                pass
 
     async def _stop(self) -> None:
         runs = list(self._runs.values())

@@ -43,11 +43,11 @@ class Claim:
 class JobQueue(Protocol):
     """The open jobs of all accounts. Every method raises StorageError where the database does not answer."""
 
-    async def claim(self, worker: str, now: float, *, besides: Collection[str]) -> Claim | None:
+    async def claim(self, worker: str, now: float, *, besides: Collection[str], takes_over: bool) -> Claim | None:
         """The job whose turn it is, now the worker's for a lease; None where no job waits or there is no room.
 
-        Jobs that were left by a worker that is not heard of come first, then those of the account with the fewest
-        running jobs, the oldest first. No job of `besides`.
+        With `takes_over`, jobs whose lease is over come first; then come those of the account with the fewest running
+        jobs, the oldest first. No job of `besides`.
         """
 
     async def renew(self, worker: str, lease_until: float) -> Mapping[str, int]:

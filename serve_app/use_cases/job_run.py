@@ -10,7 +10,7 @@ import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from deployments.errors import InvalidTrainingData, ServiceError, StorageError, TrainingFailed, WorkerLost
+from deployments.errors import InvalidRequest, ModelNotFound, ServiceError, StorageError, TrainingFailed, WorkerLost
 from deployments.graph import FineTuner
 from deployments.training import Alive, CheckpointSaved, Finished, Progress, Started, TrainingEvent, Validated
 from serve_app.config import FineTuningConfig
@@ -57,7 +57,7 @@ class JobRun:
         try:
             try:
                 await self._train()
-            except (InvalidTrainingData, TrainingFailed) as error:
+            except (InvalidRequest, ModelNotFound, TrainingFailed) as error:  # which would come again
                 failure = JobError(error.code, error.message, error.param)
                 await self._end(lambda job: transitions.failed(job, self._now(), failure))
             except ClaimLost:

@@ -29,7 +29,7 @@ async def run(database: Database, worker: str, dice: random.Random) -> list[int]
     queue = SqlJobQueue(database, CONFIG)
     published = lost = most = most_of_account = 0
     while True:
-        claim = await queue.claim(worker, time.time(), besides=())
+        claim = await queue.claim(worker, time.time(), besides=(), takes_over=True)
         accounts = await open_jobs(database, "running")
         most = max(most, sum(accounts.values()))
         most_of_account = max(most_of_account, *accounts.values(), 0)

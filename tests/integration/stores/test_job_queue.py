@@ -22,13 +22,13 @@ def make_queue(database: Database, **fields: object) -> SqlJobQueue:
 
 
 async def claim(queue: SqlJobQueue, worker: str = "w", now: float = AT) -> Claim:
-    found = await queue.claim(worker, now, besides=())
+    found = await queue.claim(worker, now, besides=(), takes_over=True)
     assert found is not None
     return found
 
 
 async def test_nothing_waits_nothing_is_claimed(database: Database) -> None:
-    assert await make_queue(database).claim("w", AT, besides=()) is None
+    assert await make_queue(database).claim("w", AT, besides=(), takes_over=True) is None
 
 
 async def test_claim_carries_what_a_worker_needs(database: Database) -> None:
@@ -60,7 +60,7 @@ async def test_no_more_run_than_are_allowed_in_all_and_of_one_account(database: 
         await add_job(database, account=account)
     claims = [await claim(queue) for _ in range(3)]
     assert sorted(found.job.account for found in claims) == ["a", "a", "b"]
-    assert await queue.claim("w", AT, besides=()) is None
+    assert await queue.claim("w", AT, besides=(), takes_over=True) is None
     [of_b] = [found for found in claims if found.job.account == "b"]
     await queue.advance(of_b, lambda job: transitions.released(job, AT + 100))
     assert (await claim(queue)).job.account == "b"  # its other job: the released one waits, and `a` has its two
@@ -71,7 +71,7 @@ async def test_account_at_its_bound_leaves_room_for_none_of_its_own(database: Da
     for _ in range(2):
         await add_job(database)
     await claim(queue)
-    assert await queue.claim("w", AT, besides=()) is None
+    assert await queue.claim("w", AT, besides=(), takes_over=True) is None
 
 
 async def test_job_that_waits_for_its_next_attempt_is_passed_over(database: Database) -> None:
@@ -80,7 +80,7 @@ async def test_job_that_waits_for_its_next_attempt_is_passed_over(database: Data
     first = await claim(queue)
     config = FineTuningConfig(retry_s=5.0)
     await queue.advance(first, lambda job: transitions.worker_lost(job, AT, reason="it is gone", config=config))
-    assert await queue.claim("w", AT + 4.9, besides=()) is None
+    assert await queue.claim("w", AT + 4.9, besides=(), takes_over=True) is None
     assert (await claim(queue, now=AT + 5)).job.id == job.id
 
 
@@ -88,14 +88,15 @@ async def test_jobs_that_one_has_itself_can_be_left_out(database: Database) -> N
     queue = make_queue(database)
     job = await add_job(database)
     await claim(queue)
-    assert await queue.claim("w", AT + 999, besides=[job.id]) is None
+    assert await queue.claim("w", AT + 999, besides=[job.id], takes_over=True) is None
 
 
 async def test_job_whose_lease_is_over_goes_to_another_although_all_places_are_taken(database: Database) -> None:
     queue = make_queue(database, max_jobs=1, lease_s=30.0)
     await add_job(database)
     first = await claim(queue, "old")
-    assert await queue.claim("new", AT + 29, besides=()) is None
+    assert await queue.claim("new", AT + 29, besides=(), takes_over=True) is None
+    assert await queue.claim("new", AT + 30, besides=(), takes_over=False) is None
     second = await claim(queue, "new", AT + 30)
     assert (second.job.id, second.job.worker, second.job.fence) == (first.job.id, "new", 2)
 
@@ -114,7 +115,7 @@ async def test_renewed_lease_keeps_the_job(database: Database) -> None:
     await claim(queue)
     assert await queue.renew("w", AT + 60) == {job.id: 1}
     assert await queue.renew("other", AT + 99) == {}
-    assert await queue.claim("other", AT + 59, besides=()) is None
+    assert await queue.claim("other", AT + 59, besides=(), takes_over=True) is None
     assert await queue.held("w") == {job.id: 1}
 
 
@@ -126,7 +127,7 @@ async def test_job_that_its_owner_stops_is_not_held_any_more(database: Database,
     await SqlJobs(database).change(job.account, job.id, lambda job: transition(job, AT))  # type: ignore[operator]
     assert await queue.held("w") == {}
     assert await queue.renew("w", AT + 60) == {}
-    assert await queue.claim("w", AT + 99, besides=()) is None
+    assert await queue.claim("w", AT + 99, besides=(), takes_over=True) is None
 
 
 def from_worker(_job: Job) -> Change:

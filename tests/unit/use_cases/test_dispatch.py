@@ -11,6 +11,7 @@ import pytest
 from deployments.errors import (
     CorruptObject,
     InvalidTrainingData,
+    ModelNotFound,
     ObjectStoreError,
     Overloaded,
     StorageError,
@@ -164,6 +165,7 @@ async def test_job_whose_workers_come_no_further_fails(bench: Bench) -> None:
     [
         (InvalidTrainingData("nothing is left", "training_data"), "invalid_training_data", "training_data"),
         (TrainingFailed("the loss is no number"), "training_failed", None),
+        (ModelNotFound("base"), "model_not_found", "model"),
     ],
 )
 async def test_failure_that_would_come_again_is_the_end(
@@ -266,12 +268,36 @@ async def test_job_of_a_dead_dispatcher_is_taken_over_and_the_dead_one_s_worker_
     await old.look()
     await old_tuner.silent.wait()
     bench.clock.at += config.lease_s
-    await bench.start(FakeFineTuner())
-    await bench.until_final(job)
+    new = await bench.start(FakeFineTuner())
+    while (await stored(bench.database, job)).status is not JobStatus.SUCCEEDED:
+        bench.clock.at += 1
+        await new.look()
     assert old_tuner.num_open == 1
     await old.look()
     while old_tuner.num_open:
         await asyncio.sleep(0.005)
+
+
+async def test_job_is_not_taken_over_from_one_that_has_had_no_time_to_say_that_it_lives(bench: Bench) -> None:
+    """As after an outage of the database, when all leases are over at once."""
+    config = FineTuningConfig(**CONFIG)
+    queue = SqlJobQueue(bench.database, config)
+    first_tuner, second_tuner = FakeFineTuner((started(), Silence.FOREVER)), FakeFineTuner()
+    first = Dispatcher(queue, first_tuner, config, worker="first", now=bench.clock)
+    second = Dispatcher(queue, second_tuner, config, worker="second", now=bench.clock)
+    await add_job(bench.database)
+    await first.look()
+    for _ in range(10):
+        bench.clock.at += 1
+        await second.look()
+    bench.clock.at += 1000
+    await second.look()
+    await first.look()
+    for _ in range(10):
+        bench.clock.at += 1
+        await second.look()
+    await first_tuner.silent.wait()
+    assert (first_tuner.num_open, second_tuner.requests) == (1, [])
 
 
 async def test_lease_is_renewed_while_the_job_runs(bench: Bench) -> None:
