@@ -1,4 +1,4 @@
-"""Writes the HAProxy that Serve is told to start on nodes and in the image; see serve_app/launcher/haproxy.py for why."""
+"""Writes what Serve starts as HAProxy on nodes and in the image; why: serve_app/launcher/haproxy.py."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fetches the secrets of a node of infra/ray/aws.yaml, by the rights of its machine, into files of their owner alone."""
+"""Fetches the secrets of a node of infra/ray/aws.yaml, by its machine's rights, into files of their owner alone."""
 
 import json
 import os
@@ -34,7 +34,9 @@ def main(name: str, region: str, directory: Path) -> None:
     write_private(directory / "node.env", "".join(f"{key}={shlex.quote(value)}\n" for key, value in variables.items()))
 
 
-def database_url(*, username: str, password: str, host: str, port: int = 5432, dbname: str = "tritext", **_: str) -> str:
+def database_url(
+    *, username: str, password: str, host: str, port: int = 5432, dbname: str = "tritext", **_: str
+) -> str:
     """What Secrets Manager keeps of a database, as a URL."""
     return f"postgresql://{quote(username, safe='')}:{quote(password, safe='')}@{host}:{port}/{dbname}?sslmode=require"
 

@@ -1,0 +1,153 @@
+"""The cluster on AWS: what Ray's launcher takes, what its nodes may do, and that none starts without a token."""
+
+import json
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import jsonschema
+import pytest
+import ray
+from moto import mock_aws
+
+from infra.generate import INFRA
+from infra.ray import node_secrets
+from serve_app.config import Home, Secrets
+from serve_app.stores.database import Database
+from tests.unit.infra.files import documents, manifest
+
+LAUNCHER = INFRA / "ray/aws.yaml"
+START = INFRA / "ray/start.sh"
+[CONFIG] = documents(LAUNCHER)
+NODES: dict[str, dict[str, Any]] = CONFIG["available_node_types"]
+WORKERS = {name: node for name, node in NODES.items() if name != CONFIG["head_node_type"]}
+TEMPLATE = (INFRA / "aws/tritext.yaml").read_text("utf-8")
+
+
+def test_the_launcher_takes_it() -> None:
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text("utf-8"))
+    jsonschema.validate(CONFIG, schema)
+
+
+def test_it_has_the_same_kinds_of_machines_as_kubernetes() -> None:
+    groups = manifest("RayService", "tritext")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pools = {each["groupName"]: (each["minReplicas"], each["maxReplicas"], each["resources"]) for each in groups}
+    assert pools == {
+        name: (node["min_workers"], node["max_workers"], {key: str(value) for key, value in node["resources"].items()})
+        for name, node in WORKERS.items()
+    }
+    assert CONFIG["max_workers"] >= sum(node["max_workers"] for node in WORKERS.values()) - 1
+    assert NODES["head"]["resources"] == {"CPU": 0}
+
+
+def test_every_machine_has_the_rights_of_its_kind_that_the_stack_made() -> None:
+    profiles = {name: node["node_config"]["IamInstanceProfile"]["Name"] for name, node in NODES.items()}
+    assert profiles == {
+        "head": "tritext-head",
+        "serving": "tritext-serving",
+        "dispatching": "tritext-dispatching",
+        "generating": "tritext-serving",
+        "training": "tritext-training",
+    }
+    for name in profiles.values():
+        assert f'InstanceProfileName: !Sub "{name.replace("tritext", "${Name}")}"' in TEMPLATE
+
+
+def test_machines_are_in_the_stack_s_closed_group_and_give_credentials_to_nobody_else() -> None:
+    group = CONFIG["provider"]["security_group"]
+    assert group == {"GroupName": "tritext-nodes"}  # with rules of its own Ray would open it to SSH from everywhere
+    assert 'GroupName: !Sub "${Name}-nodes"' in TEMPLATE
+    for node in NODES.values():
+        assert "SecurityGroupIds" not in node["node_config"]
+        assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+        assert all(disk["Ebs"]["Encrypted"] for disk in node["node_config"]["BlockDeviceMappings"])
+
+
+def test_only_machines_whose_loss_nobody_notices_are_spot() -> None:
+    assert {name for name, node in NODES.items() if "InstanceMarketOptions" in node["node_config"]} == {
+        "generating",
+        "training",
+    }
+
+
+def test_the_objects_of_the_launcher_are_in_the_bucket_of_the_serve_file() -> None:
+    [serve] = documents(INFRA / "serve/cluster.yaml")
+    checkpoints = serve["applications"][0]["args"]["graph"]["checkpoints"]
+    assert checkpoints["region"] == CONFIG["provider"]["region"]
+    assert f"{checkpoints['url']}/models /models" in CONFIG["worker_setup_commands"][-1]
+    assert CONFIG["setup_commands"][-1].endswith(f"node_secrets {CONFIG['cluster_name']} {checkpoints['region']}")
+
+
+def test_every_ray_of_the_launcher_is_started_by_the_script_that_demands_a_token() -> None:
+    commands = CONFIG["head_start_ray_commands"] + CONFIG["worker_start_ray_commands"]
+    assert all("/infra/ray/start.sh " in command and "ray start" not in command for command in commands)
+    assert START.stat().st_mode & stat.S_IXUSR
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_a_node_without_a_token_does_not_start(tmp_path: Path, token: str | None) -> None:
+    home = tmp_path / ".tritext"
+    home.mkdir()
+    (home / "node.env").write_text(f"RAY_AUTH_TOKEN_PATH={home}/ray_token\n")
+    if token is not None:
+        (home / "ray_token").write_text(token)
+    run = subprocess.run(
+        ["bash", START, "worker"],
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"], "RAY_HEAD_IP": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert run.returncode == 1
+    assert run.stderr == "no token: Ray would be open to everybody\n"
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The directory of a node that has fetched its secrets."""
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    secrets = {
+        "key-pepper": "p" * 64,
+        "ray-token": "t" * 64,
+        "database": json.dumps(
+            {"engine": "postgres", "username": "tritext", "password": "a/b $x'", "host": "db.example", "port": 5433}
+        ),
+    }
+    with mock_aws():
+        client = boto3.client("secretsmanager", region_name="eu-central-1")
+        for name, value in secrets.items():
+            client.create_secret(Name=f"tritext/{name}", SecretString=value)
+        node_secrets.main("tritext", "eu-central-1", tmp_path / "home")
+        node_secrets.main("tritext", "eu-central-1", tmp_path / "home")  # as at a second start
+    yield tmp_path / "home"
+
+
+def test_a_node_s_secrets_are_its_owner_s_alone(node: Path) -> None:
+    assert sorted(path.name for path in node.iterdir()) == ["node.env", "ray_token"]
+    assert stat.S_IMODE(node.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in node.iterdir()} == {0o600}
+
+
+def test_a_node_s_processes_find_the_secrets(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = "RAY_AUTH_TOKEN_PATH", "TRITEXT_KEY_PEPPER", "TRITEXT_DATABASE_URL"
+    script = f'set -a; source "$0"; printenv {" ".join(names)}'
+    run = subprocess.run(["bash", "-c", script, node / "node.env"], capture_output=True, text=True, check=True)
+    token_path, pepper, url = run.stdout.splitlines()
+    assert Path(token_path).read_text() == "t" * 64
+    monkeypatch.setenv("TRITEXT_KEY_PEPPER", pepper)
+    monkeypatch.setenv("TRITEXT_DATABASE_URL", url)
+    assert Secrets.load().pepper() == b"p" * 64
+    found = Home().secret_database_url
+    assert found is not None
+    assert found.get_secret_value() == ("postgresql://tritext:a%2Fb%20%24x%27@db.example:5433/tritext?sslmode=require")
+    Database(found.get_secret_value())  # refuses a URL that it cannot use
+
+
+def test_the_secrets_have_the_names_that_the_stack_gives_them() -> None:
+    for suffix in ("key-pepper", "ray-token", "database"):
+        assert f'Name: !Sub "${{Name}}/{suffix}"' in TEMPLATE
