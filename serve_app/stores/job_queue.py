@@ -36,7 +36,7 @@ class SqlJobQueue:
             _columns.id.not_in(besides),
         )
         # Most often there is nothing to claim, and nobody need wait for that.
-        anything = select(exists().where(or_(is_expired, is_due)))
+        anything = select(exists().where(_IS_OPEN, or_(is_expired, is_due)))
         async with self._database.read() as connection:
             if not (await connection.execute(anything)).scalar_one():
                 return None
