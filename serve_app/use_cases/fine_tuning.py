@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,10 +17,9 @@ from serve_app.jobs.job import Job, JobCheckpoint, JobEvent, TrainingFile
 from serve_app.jobs.transitions import Change
 from serve_app.use_cases.idempotency import KEPT_FOR_S
 from serve_app.use_cases.models import ModelCatalog
+from serve_app.use_cases.token_counts import count_tokens
 from serve_app.use_cases.training_files import TrainingFiles
 
-_BATCH_CHARACTERS = 1_000_000
-"""How much text is counted by one call of the tokenizer."""
 _FIRST_LOOK_S, _LOOK_S = 0.1, 0.5
 """How soon, and how often at last, a waiting call looks whether its job has ended."""
 
@@ -226,16 +225,7 @@ class FineTuning:
     async def _num_tokens(self, command: FineTuneCommand, base_model: str, file_id: str, param: str) -> int:
         """Of all documents. Raises InvalidTrainingData, naming the first that has none."""
         file = await self._trainable(command.account, file_id, param)
-        documents = await self._files.documents(file)
-        num_tokens = first = 0
-        for batch in _batches(documents):
-            counts = await self._tokenizer.count(base_model, batch)
-            if 0 in counts:
-                index = first + counts.index(0)
-                raise InvalidTrainingData(f"document {index} leaves no tokens to train on", f"{param}[{index}]")
-            num_tokens += sum(counts)
-            first += len(batch)
-        return num_tokens
+        return await count_tokens(self._tokenizer, base_model, await self._files.documents(file), param)
 
     async def _trainable(self, account: str, file_id: str, param: str) -> TrainingFile:
         try:
@@ -264,17 +254,3 @@ class FineTuning:
             value = getattr(params, name)
             if value is not None and not least <= value <= most:
                 raise InvalidParameter(f"{name} must be from {least:g} to {most:g}", name)
-
-
-def _batches(documents: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The documents in order, in parts of bounded length."""
-    batch: list[str] = []
-    length = 0
-    for document in documents:
-        batch.append(document)
-        length += len(document)
-        if length >= _BATCH_CHARACTERS:
-            yield tuple(batch)
-            batch, length = [], 0
-    if batch:
-        yield tuple(batch)

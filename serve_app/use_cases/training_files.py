@@ -1,7 +1,6 @@
 """Files with documents to train on: uploaded, looked at, deleted. Knows no HTTP and no SQL."""
 
 import asyncio
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,9 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 from deployments.errors import InvalidTrainingData, PayloadTooLarge
+from deployments.training_documents import Document, num_bytes, read_lines, to_line
 from serve_app.config import FineTuningConfig
 from serve_app.jobs.ids import new_id
 from serve_app.jobs.job import TrainingFile
+
+_MAX_FRAME_BYTES = 4096
+"""What a line may have around its texts."""
 
 
 class FileStore(Protocol):
@@ -55,7 +58,7 @@ class TrainingFiles:
         filename: str,
         purpose: str,
         original: bytes | Path | None,
-        documents: Iterable[str],
+        documents: Iterable[Document],
         param: str = "file",
     ) -> TrainingFile:
         """Keeps the documents, and the file as it was uploaded; both are stored when this returns.
@@ -111,11 +114,11 @@ class TrainingFiles:
         file = await self._files.get(account, file_id)
         return await asyncio.to_thread(self._blobs.read_blob, file.original, max_bytes=file.bytes)
 
-    async def documents(self, file: TrainingFile) -> Sequence[str]:
+    async def documents(self, file: TrainingFile) -> Sequence[Document]:
         """What is trained on. Raises ObjectStoreError, CorruptObject."""
         return await asyncio.to_thread(self._read_documents, file.digest)
 
-    def _put_documents(self, documents: Iterable[str], param: str) -> tuple[str, int, int]:
+    def _put_documents(self, documents: Iterable[Document], param: str) -> tuple[str, int, int]:
         """The digest of the blob, how many documents it holds, and its size in bytes."""
         num_documents = num_bytes = 0
         with tempfile.NamedTemporaryFile("wb", prefix="tritext-documents-") as file:
@@ -124,18 +127,18 @@ class TrainingFiles:
                     raise InvalidTrainingData(f"there are more than {self._config.max_documents} documents", param)
                 num_bytes += _num_bytes(document, f"{param}[{index}]")
                 self._check_size(num_bytes)
-                file.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
+                file.write(to_line(document))
                 num_documents = index + 1
             if num_documents == 0:
                 raise InvalidTrainingData("there is nothing to train on", param)
             file.flush()
             return self._blobs.put_blob(Path(file.name)), num_documents, file.tell()
 
-    def _read_documents(self, digest: str) -> Sequence[str]:
-        # As JSON strings the documents are at most six times as long, each with quotes and a line feed.
-        max_bytes = 6 * self._config.max_data_bytes + 3 * self._config.max_documents
+    def _read_documents(self, digest: str) -> Sequence[Document]:
+        # In JSON a text is at most six times as long; around it stand quotes, or all that makes a conversation.
+        max_bytes = 6 * self._config.max_data_bytes + _MAX_FRAME_BYTES * self._config.max_documents
         blob = self._blobs.read_blob(digest, max_bytes=max_bytes)
-        return [json.loads(line) for line in blob.splitlines()]
+        return list(read_lines(blob))
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._config.max_data_bytes:
@@ -146,9 +149,9 @@ def _size(original: bytes | Path) -> int:
     return len(original) if isinstance(original, bytes) else original.stat().st_size
 
 
-def _num_bytes(document: str, param: str) -> int:
+def _num_bytes(document: Document, param: str) -> int:
     """In UTF-8."""
     try:
-        return len(document.encode())
+        return num_bytes(document)
     except UnicodeEncodeError:
         raise InvalidTrainingData("the document holds half of a surrogate pair, which is no text", param) from None

@@ -115,7 +115,7 @@ async def test_file_of_another_account_cannot_be_trained_on(bench: Bench) -> Non
 
 
 async def test_document_without_tokens_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.use_cases.fine_tuning._BATCH_CHARACTERS", 4)
+    monkeypatch.setattr("serve_app.use_cases.token_counts._BATCH_BYTES", 4)
     with pytest.raises(InvalidTrainingData) as caught:
         await bench.create(documents=["one", "two", "three", ""], data_param="training_data")
     assert caught.value.param == "training_data[3]"

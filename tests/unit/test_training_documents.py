@@ -1,0 +1,38 @@
+"""Lines of training data: whatever a document holds comes back as it was."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.training_documents import Document, num_bytes, read_lines, to_line, to_prompt
+from deployments.types import ChatMessage, ChatPrompt, PromptStart, TextPrompt
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+MESSAGE = st.builds(ChatMessage, role=TEXT, content=TEXT, name=st.none() | TEXT)
+DOCUMENT = TEXT | st.lists(MESSAGE, min_size=1).map(tuple)
+
+
+@given(st.lists(DOCUMENT))
+def test_documents_come_back_as_they_were(documents: list[Document]) -> None:
+    blob = b"".join(map(to_line, documents))
+    assert blob.count(b"\n") == len(documents)
+    assert list(read_lines(blob)) == documents
+
+
+@given(DOCUMENT)
+def test_size_is_that_of_the_text(document: Document) -> None:
+    text = document if isinstance(document, str) else "".join(message.content for message in document)
+    assert num_bytes(document) == len(text.encode())
+
+
+@pytest.mark.parametrize("document", ["\ud800", (ChatMessage("user", "\udfff"),)])
+def test_half_of_a_surrogate_pair_is_no_text(document: Document) -> None:
+    for measure in (to_line, num_bytes):
+        with pytest.raises(UnicodeEncodeError):
+            measure(document)
+
+
+def test_text_is_encoded_as_it_is_and_a_conversation_by_the_template() -> None:
+    assert to_prompt("text") == TextPrompt("text", PromptStart.PLAIN)
+    messages = (ChatMessage("user", "hi"), ChatMessage("assistant", "hello"))
+    assert to_prompt(messages) == ChatPrompt(messages, add_generation_prompt=False)
