@@ -28,7 +28,6 @@ _POLL_S = 1.0
 _RECORD_RETRY_S = 1.0
 _FORGET_S = 3600.0
 _DRAIN_S = 10.0
-_LATEST_START_S = LEASE_MARGIN_S / 2
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +102,7 @@ class WebhookDelivery:
         secrets: SealedSecrets,
         config: WebhooksConfig,
         *,
+        lease_margin_s: float = LEASE_MARGIN_S,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -111,6 +111,7 @@ class WebhookDelivery:
         self._sender = sender
         self._secrets = secrets
         self._config = config
+        self._lease_margin_s = lease_margin_s
         self._now = now
         self._monotonic = monotonic
         self._chance = chance
@@ -151,7 +152,7 @@ class WebhookDelivery:
 
     @property
     def _lease_s(self) -> float:
-        return self._config.timeout_s + LEASE_MARGIN_S
+        return self._config.timeout_s + self._lease_margin_s
 
     async def _deliver(self) -> None:
         while True:
@@ -162,8 +163,10 @@ class WebhookDelivery:
             except Exception as error:
                 logger.error("webhooks are not delivered for %g s: %s", _POLL_S, error)
             if num_started == 0:
+                # Not `wait_for`, which may swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _POLL_S)
+                    async with asyncio.timeout(_POLL_S):
+                        await self._wake.wait()
 
     async def _drain(self) -> None:
         if self._sending:
@@ -181,7 +184,7 @@ class WebhookDelivery:
             logger.error("the delivery of a webhook failed with %s", type(error).__name__)
 
     async def _send(self, claim: Claim, claimed_at: float) -> None:
-        if self._monotonic() - claimed_at > _LATEST_START_S:
+        if self._monotonic() - claimed_at > self._lease_margin_s / 2:
             return  # this process was held up, and the lease may end before the attempt does
         attempt = await self._attempt(claim)
         pause_s = None
