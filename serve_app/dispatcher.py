@@ -12,7 +12,7 @@ from deployments.checkpoints.artifacts import ArtifactStore
 from deployments.checkpoints.opening import open_artifacts
 from deployments.checkpoints.probe import probe
 from deployments.errors import ObjectStoreError
-from deployments.ray_fine_tuner import RayFineTuner
+from deployments.ray_fine_tuner import MakeNode, RayFineTuner, make_node
 from deployments.ray_graph import Handle
 from serve_app.config import AppConfig, Secrets
 from serve_app.stores.database import open_database
@@ -39,9 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 class DispatcherReplica:
-    """Any number of them share the jobs and the deliveries of one database."""
+    """Any number of them share the jobs and the deliveries of one database. make_node: what trains."""
 
-    async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: AppConfig, make_node: MakeNode = make_node
+    ) -> None:
         secrets = Secrets.load()
         self._resources = AsyncExitStack()
         enter = self._resources.enter_async_context
@@ -56,7 +58,7 @@ class DispatcherReplica:
         await enter(repeating(Chore("collecting garbage", retention.collect, _COLLECT_S)))
         self._dispatcher = Dispatcher(
             SqlJobQueue(database, config.fine_tuning),
-            RayFineTuner(config.graph),
+            RayFineTuner(config.graph, make_node=make_node),
             config.fine_tuning,
             worker=token_hex(16),
             on_end=self._delivery.nudge,

@@ -1,0 +1,166 @@
+"""The dispatcher deployment on a real Ray Serve, with a node that trains nothing:
+`python -m tests.integration.dispatcher_runs`.
+
+Prints what each scenario came to, as one JSON object. The database and the objects lie under TRITEXT_HOME.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray import serve
+
+from deployments.config import GraphConfig
+from deployments.training import Alive, CheckpointSaved, Started, TrainingEvent, TrainingRequest
+from serve_app.config import AppConfig, Secrets
+from serve_app.dispatcher import DISPATCHER, DispatcherClient, DispatcherReplica
+from serve_app.jobs import transitions
+from serve_app.jobs.job import Job, JobStatus
+from serve_app.stores.database import Database, open_database
+from serve_app.stores.jobs import SqlJobs
+from tests.fake_fine_tuner import finished, progress
+from tests.integration.ray_runs import ended_after
+from tests.job_rows import add_job, stored
+
+APP = "tritext"
+CONFIG = AppConfig.model_validate(
+    {
+        "graph": {"models": [{"id": "m", "source": "/nowhere"}], "trainer": {"num_cpus": 0}},
+        "fine_tuning": {"lease_s": 3, "max_jobs": 4, "max_jobs_per_account": 4},
+    }
+)
+
+
+class Node:
+    """Does what the name of the base model says; tells its process as the step that it starts after."""
+
+    def __init__(self, _config: GraphConfig, _home: Path) -> None:
+        pass
+
+    async def train(self, request: TrainingRequest) -> AsyncGenerator[TrainingEvent, None]:
+        yield Started(os.getpid(), 2, 0, 0, 0, 0)
+        if request.base_model == "endless" and request.checkpoint is None:
+            yield CheckpointSaved(1, "c" * 64)
+            while True:
+                yield Alive()
+                await asyncio.sleep(0.1)
+        yield progress(2)
+        yield finished()
+
+
+class Bench:
+    def __init__(self, database: Database, client: DispatcherClient) -> None:
+        self.database = database
+        self._jobs = SqlJobs(database)
+        self._client = client
+
+    async def add(self, base_model: str) -> Job:
+        job = await add_job(self.database, base_model=base_model, created_at=time.time())
+        self._client.nudge()
+        return job
+
+    async def act(self, job: Job, transition: Callable[[Job, float], transitions.Change]) -> None:
+        await self._jobs.change(job.account, job.id, lambda job: transition(job, time.time()))
+        self._client.nudge()
+
+    async def until(self, job: Job, condition: Callable[[Job], bool]) -> Job:
+        async with asyncio.timeout(60):
+            while not condition(found := await stored(self.database, job)):
+                await asyncio.sleep(0.02)
+        return found
+
+    async def running(self, job: Job, *, fence: int = 1) -> psutil.Process:
+        """The worker, once it has saved a checkpoint."""
+        found = await self.until(job, lambda job: job.started_at is not None and job.fence == fence and job.step > 2)
+        await asyncio.sleep(0.5)
+        return psutil.Process(found.step)
+
+
+async def quick(bench: Bench) -> list[Any]:
+    started_at = time.monotonic()
+    job = await bench.add("quick")
+    await bench.until(job, lambda job: job.status is JobStatus.RUNNING)
+    claimed_s = time.monotonic() - started_at
+    done = await bench.until(job, lambda job: job.status.is_final)
+    return [done.status, claimed_s]
+
+
+def stopped_by(transition: Callable[[Job, float], transitions.Change]) -> Callable[[Bench], Awaitable[Any]]:
+    async def run(bench: Bench) -> list[Any]:
+        job = await bench.add("endless")
+        worker = await bench.running(job)
+        await bench.act(job, transition)
+        ended_s = await ended_after(worker)
+        return [(await stored(bench.database, job)).status, ended_s]
+
+    return run
+
+
+async def worker_killed(bench: Bench) -> list[Any]:
+    job = await bench.add("endless")
+    (await bench.running(job)).kill()
+    done = await bench.until(job, lambda job: job.status.is_final)
+    return [done.status, done.fence]
+
+
+async def dispatcher_killed(bench: Bench) -> list[Any]:
+    job = await bench.add("endless")
+    worker = await bench.running(job)
+    dispatcher().kill()
+    ended_s = await ended_after(worker)
+    done = await bench.until(job, lambda job: job.status.is_final)
+    return [done.status, done.fence, ended_s]
+
+
+async def dispatcher_stops(bench: Bench) -> list[Any]:
+    job = await bench.add("endless")
+    worker = await bench.running(job)
+    await asyncio.to_thread(serve.delete, APP)
+    left = await stored(bench.database, job)
+    return [left.status, left.attempts, await ended_after(worker)]
+
+
+def dispatcher() -> psutil.Process:
+    [process] = [
+        process
+        for process in psutil.process_iter()
+        if process.name().startswith("ray::ServeRepli")
+        and DISPATCHER in " ".join(process.cmdline())
+        and process.environ().get("TRITEXT_HOME") == os.environ["TRITEXT_HOME"]
+    ]
+    return process
+
+
+SCENARIOS: dict[str, Callable[[Bench], Awaitable[Any]]] = {
+    "quick": quick,
+    "cancelled": stopped_by(transitions.cancelled),
+    "paused": stopped_by(transitions.paused),
+    "worker killed": worker_killed,
+    "dispatcher killed": dispatcher_killed,
+    "dispatcher stops": dispatcher_stops,
+}
+
+
+async def main() -> dict[str, Any]:
+    deployment = serve.deployment(DispatcherReplica, name=DISPATCHER, health_check_period_s=1)
+    handle = await asyncio.to_thread(serve.run, deployment.bind(CONFIG, Node), name=APP, route_prefix=None)
+    async with open_database(Secrets.load().database_url(CONFIG)) as database:
+        bench = Bench(database, DispatcherClient(handle))
+        return {name: await scenario(bench) for name, scenario in SCENARIOS.items()}
+
+
+if __name__ == "__main__":
+    Secrets.load(create=True)
+    ray.init(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    try:
+        sys.stdout.write(json.dumps(asyncio.run(main())) + "\n")
+    finally:
+        serve.shutdown()
+        ray.shutdown()
