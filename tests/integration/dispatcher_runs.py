@@ -149,6 +149,7 @@ SCENARIOS: dict[str, Callable[[Bench], Awaitable[Any]]] = {
 
 
 async def main() -> dict[str, Any]:
+    await asyncio.to_thread(serve.start, proxy_location="Disabled")
     deployment = serve.deployment(DispatcherReplica, name=DISPATCHER, health_check_period_s=1)
     handle = await asyncio.to_thread(serve.run, deployment.bind(CONFIG, Node), name=APP, route_prefix=None)
     async with open_database(Secrets.load().database_url(CONFIG)) as database:
@@ -158,7 +159,7 @@ async def main() -> dict[str, Any]:
 
 if __name__ == "__main__":
     Secrets.load(create=True)
-    ray.init(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
     try:
         sys.stdout.write(json.dumps(asyncio.run(main())) + "\n")
     finally:

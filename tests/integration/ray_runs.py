@@ -168,7 +168,7 @@ async def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
     try:
         sys.stdout.write(json.dumps(asyncio.run(main())) + "\n")
     finally:
