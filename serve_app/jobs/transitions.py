@@ -6,6 +6,7 @@
 created ▶ queued ──── paused ────▶ paused
             │  ▲                      ▲ │
     claimed │  │ worker lost,         │ │
+            │  │ postponed,           │ │
             ▼  │ released             │ │
           running ───── paused ───────┘ │
             │ └─▶ published: succeeded  │
@@ -30,6 +31,7 @@ from serve_app.jobs.job import Job, JobCheckpoint, JobError, JobEvent, JobStatus
 from serve_app.webhooks.event import WebhookEvent
 
 _MAX_PAUSE_S = 300.0
+_POSTPONED_S = 10.0
 
 
 class IllegalTransition(Exception):
@@ -184,6 +186,13 @@ def worker_lost(job: Job, now: float, *, reason: str, config: FineTuningConfig) 
     job = replace(_resting(job, JobStatus.QUEUED), attempts=attempts, not_before=now + pause_s)
     told = _event(job, now, f"The worker was lost: {reason}. Another goes on from the last checkpoint", level="warn")
     return Change(job, (told,))
+
+
+def postponed(job: Job, now: float, *, reason: str, config: FineTuningConfig) -> Change:
+    """What a worker needs is not there at the moment. That is nobody's fault, and no number of times is too many."""
+    _require_running(job)
+    job = replace(_resting(job, JobStatus.QUEUED), not_before=now + max(config.retry_s, _POSTPONED_S))
+    return Change(job, (_event(job, now, f"The job waits and is tried again: {reason}", level="warn"),))
 
 
 def released(job: Job, now: float) -> Change:

@@ -10,7 +10,15 @@ import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from deployments.errors import InvalidRequest, ModelNotFound, ServiceError, StorageError, TrainingFailed, WorkerLost
+from deployments.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    ServiceError,
+    StorageError,
+    TrainingFailed,
+    WorkerLost,
+)
 from deployments.graph import FineTuner
 from deployments.training import Alive, CheckpointSaved, Finished, Progress, Started, TrainingEvent, Validated
 from serve_app.config import FineTuningConfig
@@ -62,6 +70,10 @@ class JobRun:
                 await self._end(lambda job: transitions.failed(job, self._now(), failure))
             except ClaimLost:
                 raise
+            except Overloaded as error:  # no room in the cluster, or a store that does not answer
+                await self._end(
+                    lambda job: transitions.postponed(job, self._now(), reason=error.message, config=self._config)
+                )
             except Exception as error:
                 reason = self._reason(error)
                 await self._end(

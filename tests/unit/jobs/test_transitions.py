@@ -86,6 +86,15 @@ def test_released_job_can_be_claimed_at_once_and_lost_nothing_of_its_patience() 
     assert claimed(job, AT).job.fence == 2
 
 
+def test_job_that_cannot_be_run_at_the_moment_never_runs_out_of_patience() -> None:
+    job = running(attempts=1)
+    for number in range(20):
+        now = AT + 100 * number
+        job = transitions.postponed(job, now, reason="the object store does not answer", config=CONFIG).job
+        assert (job.status, job.attempts, job.not_before) == (JobStatus.QUEUED, 1, now + 10)
+        job = claimed(job, now + 10).job
+
+
 def test_start_is_the_first_one_s_also_after_a_lost_worker() -> None:
     job = transitions.started(running(), AT, started()).job
     again = transitions.started(claimed(lost(job).job, AT + 9).job, AT + 9, started(1))
@@ -226,6 +235,10 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def lose(self) -> None:
         self.take(lambda: lost(self.job, self.now))
+
+    @rule()
+    def postpone(self) -> None:
+        self.take(lambda: transitions.postponed(self.job, self.now, reason="no room", config=CONFIG))
 
     @rule()
     def release(self) -> None:

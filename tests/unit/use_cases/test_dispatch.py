@@ -126,8 +126,6 @@ async def test_progress_that_waited_is_stored_when_the_worker_has_nothing_new(be
     "error",
     [
         WorkerLost("it was killed"),
-        Overloaded("no room"),
-        ObjectStoreError("no answer"),
         CorruptObject("other bytes"),
         RuntimeError("secret text of a document"),
     ],
@@ -146,6 +144,21 @@ async def test_worker_that_is_lost_is_followed_by_another_from_the_last_checkpoi
     assert [(request.fence, request.checkpoint) for request in fine_tuner.requests] == [(1, None), (2, f"{1:064x}")]
     assert fine_tuner.num_open == 0
     assert "secret" not in caplog.text and "secret" not in str(await bench.messages(job))
+
+
+@pytest.mark.parametrize("error", [Overloaded("no room", 60.0), ObjectStoreError("no answer")])
+async def test_job_that_cannot_be_run_at_the_moment_waits_however_often(bench: Bench, error: Exception) -> None:
+    job = await add_job(bench.database)
+    fine_tuner = FakeFineTuner(*[(started(), error)] * 6, SUCCESS)
+    await bench.start(fine_tuner)
+    for number in range(1, 7):
+        waiting = await bench.until(
+            job,
+            lambda job, number=number: (job.status, job.fence) == (JobStatus.QUEUED, number),  # type: ignore[misc]
+        )
+        assert waiting.attempts == 0
+        bench.clock.at += 10
+    assert (await bench.until_final(job)).status is JobStatus.SUCCEEDED
 
 
 async def test_job_whose_workers_come_no_further_fails(bench: Bench) -> None:
