@@ -71,9 +71,8 @@ class JobRun:
             except ClaimLost:
                 raise
             except Overloaded as error:  # no room in the cluster, or a store that does not answer
-                await self._end(
-                    lambda job: transitions.postponed(job, self._now(), reason=error.message, config=self._config)
-                )
+                reason = self._reason(error)
+                await self._end(lambda job: transitions.postponed(job, self._now(), reason=reason, config=self._config))
             except Exception as error:
                 reason = self._reason(error)
                 await self._end(
