@@ -11,7 +11,7 @@ set +a
 [[ $RAY_AUTH_MODE == token && -s $RAY_AUTH_TOKEN_PATH ]] || { echo "no token: Ray would be open to everybody" >&2; exit 1; }
 
 .venv/bin/python -m infra.haproxy ~/.tritext
-ulimit -n 65536
+ulimit -Sn "$(ulimit -Hn)"  # a file for each connection
 .venv/bin/ray stop
 if [[ $1 == head ]]; then
     # Nothing of the service runs here but what Serve itself puts on the head.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import jsonschema
 import pytest
 import ray
 from moto import mock_aws
+from ray.scripts.scripts import start as ray_start
 
-from infra.generate import INFRA
+from infra.generate import INFRA, cluster_environment
 from infra.ray import node_secrets
 from serve_app.config import Home, Secrets
 from serve_app.stores.database import Database
@@ -88,22 +90,59 @@ def test_every_ray_of_the_launcher_is_started_by_the_script_that_demands_a_token
     assert START.stat().st_mode & stat.S_IXUSR
 
 
-@pytest.mark.parametrize("token", [None, ""])
-def test_a_node_without_a_token_does_not_start(tmp_path: Path, token: str | None) -> None:
-    home = tmp_path / ".tritext"
-    home.mkdir()
-    (home / "node.env").write_text(f"RAY_AUTH_TOKEN_PATH={home}/ray_token\n")
-    if token is not None:
-        (home / "ray_token").write_text(token)
-    run = subprocess.run(
-        ["bash", START, "worker"],
-        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"], "RAY_HEAD_IP": "127.0.0.1"},
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A home with the scripts of a node, and in the place of its environment one that writes down what it is told."""
+    shutil.copytree(INFRA / "ray", tmp_path / "tritext/infra/ray")
+    programs = tmp_path / "tritext/.venv/bin"
+    programs.mkdir(parents=True)
+    for name in ("ray", "python"):
+        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "$HOME/calls"\nprintenv > "$HOME/environment"\n')
+        (programs / name).chmod(0o700)
+    (tmp_path / ".tritext").mkdir()
+    (tmp_path / ".tritext/node.env").write_text(f"RAY_AUTH_TOKEN_PATH={tmp_path}/.tritext/ray_token\n")
+    return tmp_path
+
+
+def start(machine: Path, kind: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", machine / "tritext/infra/ray/start.sh", kind],
+        env={"HOME": str(machine), "PATH": os.environ["PATH"], "RAY_HEAD_IP": "192.0.2.1"},
         capture_output=True,
         text=True,
         timeout=30,
     )
-    assert run.returncode == 1
-    assert run.stderr == "no token: Ray would be open to everybody\n"
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_a_node_without_a_token_does_not_start(machine: Path, token: str | None) -> None:
+    if token is not None:
+        (machine / ".tritext/ray_token").write_text(token)
+    run = start(machine, "worker")
+    assert (run.returncode, run.stderr) == (1, "no token: Ray would be open to everybody\n")
+    assert not (machine / "calls").exists()
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_a_node_starts_ray_with_the_token_and_options_that_ray_knows(machine: Path, kind: str) -> None:
+    (machine / ".tritext/ray_token").write_text("t")
+    run = start(machine, kind)
+    assert (run.returncode, run.stderr) == (0, "")
+    *_, call = (machine / "calls").read_text().splitlines()
+    options = dict(word.removeprefix("--").split("=") if "=" in word else (word[2:], "") for word in call.split()[2:])
+    assert call.startswith("ray start --")
+    assert options.keys() <= {name.removeprefix("--") for option in ray_start.params for name in option.opts}
+    if kind == "head":
+        assert options["num-cpus"] == "0"
+        assert options["dashboard-host"] == "127.0.0.1"
+        assert options["autoscaling-config"] == f"{machine}/ray_bootstrap_config.yaml"
+    else:
+        assert options["address"] == "192.0.2.1:6379"
+    environment = dict(line.split("=", 1) for line in (machine / "environment").read_text().splitlines())
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN_PATH"] == f"{machine}/.tritext/ray_token"
+    assert environment["RAY_SERVE_HAPROXY_BINARY_PATH"] == f"{machine}/.tritext/haproxy"
+    assert cluster_environment().items() <= environment.items()
 
 
 @pytest.fixture
