@@ -65,19 +65,11 @@ class JobRun:
         try:
             try:
                 await self._train()
-            except (InvalidRequest, ModelNotFound, TrainingFailed) as error:  # which would come again
-                failure = JobError(error.code, error.message, error.param)
-                await self._end(lambda job: transitions.failed(job, self._now(), failure))
             except ClaimLost:
                 raise
-            except Overloaded as error:  # no room in the cluster, or a store that does not answer
-                reason = self._reason(error)
-                await self._end(lambda job: transitions.postponed(job, self._now(), reason=reason, config=self._config))
             except Exception as error:
-                reason = self._reason(error)
-                await self._end(
-                    lambda job: transitions.worker_lost(job, self._now(), reason=reason, config=self._config)
-                )
+                await self._store_progress()
+                await self._advance(self._consequence(error))
         except ClaimLost:
             logger.info("job %s is no longer run here", self._claim.job.id)
 
@@ -99,9 +91,11 @@ class JobRun:
     async def _next(self, events: AsyncGenerator[TrainingEvent, None]) -> TrainingEvent:
         """Raises WorkerLost where the worker is silent for too long, or ends without having finished."""
         try:
-            async with asyncio.timeout(self._config.hang_s):
+            async with asyncio.timeout(self._config.hang_s) as limit:
                 return await anext(events)
         except TimeoutError:
+            if not limit.expired():
+                raise
             raise WorkerLost(f"it was silent for {self._config.hang_s:g} s") from None
         except StopAsyncIteration:
             raise WorkerLost("it ended before it had finished") from None
@@ -137,9 +131,15 @@ class JobRun:
                 lambda job: transitions.progressed(job, self._now(), progress, training_time_s=training_time_s)
             )
 
-    async def _end(self, transition: Callable[[Job], Change]) -> None:
-        await self._store_progress()
-        await self._advance(transition)
+    def _consequence(self, error: Exception) -> Callable[[Job], Change]:
+        """What follows for the job."""
+        if isinstance(error, InvalidRequest | ModelNotFound | TrainingFailed):  # it would come again
+            failure = JobError(error.code, error.message, error.param)
+            return lambda job: transitions.failed(job, self._now(), failure)
+        reason = self._reason(error)
+        if isinstance(error, Overloaded):  # no room in the cluster, or a store that does not answer
+            return lambda job: transitions.postponed(job, self._now(), reason=reason, config=self._config)
+        return lambda job: transitions.worker_lost(job, self._now(), reason=reason, config=self._config)
 
     async def _advance(self, transition: Callable[[Job], Change]) -> None:
         """Stores the transition, however long it takes. Raises ClaimLost."""
