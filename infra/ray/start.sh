@@ -15,8 +15,8 @@ ulimit -Sn "$(ulimit -Hn)"  # a file for each connection
 .venv/bin/ray stop
 if [[ $1 == head ]]; then
     # Nothing of the service runs here but what Serve itself puts on the head.
-    .venv/bin/ray start --head --num-cpus=0 --port=6379 --dashboard-host=127.0.0.1 --disable-usage-stats \
-        --autoscaling-config="$HOME/ray_bootstrap_config.yaml"
+    .venv/bin/ray start --head --num-cpus=0 --port=6379 --metrics-export-port=8080 --disable-usage-stats \
+        --dashboard-host=127.0.0.1 --autoscaling-config="$HOME/ray_bootstrap_config.yaml"
 else
-    .venv/bin/ray start --address="$RAY_HEAD_IP:6379" --disable-usage-stats
+    .venv/bin/ray start --address="$RAY_HEAD_IP:6379" --metrics-export-port=8080 --disable-usage-stats
 fi
