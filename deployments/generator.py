@@ -3,11 +3,14 @@
 import asyncio
 import functools
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from deployments.config import ModelConfig
+from deployments.adapters.cache import AdapterCache
+from deployments.adapters.files import AdapterFiles
+from deployments.checkpoints.opening import open_artifacts
+from deployments.config import AdapterCacheConfig, CheckpointConfig, ModelConfig
 from deployments.engine.protocol import Engine, EngineStats, Generation, RawLogprobs, TokenDelta
 from deployments.engine.sequence_text import SequenceText
 from deployments.errors import EngineDead
@@ -33,24 +36,44 @@ MakeEngine = Callable[[ModelConfig, ModelFiles, Path], Engine]
 class GeneratorNode:
     """Implements `deployments.graph.Generator`. To be started before use."""
 
-    def __init__(self, model: ModelConfig, home: Path | None = None, *, make_engine: MakeEngine | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        home: Path | None = None,
+        *,
+        adapters: AdapterCacheConfig | None = None,
+        checkpoints: CheckpointConfig | None = None,
+        make_engine: MakeEngine | None = None,
+    ) -> None:
+        """`checkpoints` says where adapters come from; they are asked for when the first request needs one."""
         self._model = model
         self._home = home or default_home()
+        self._adapter_config = adapters or AdapterCacheConfig()
+        self._checkpoints = checkpoints or CheckpointConfig()
         self._make_engine = make_engine or make_torch_engine
         self._engine: Engine | None = None
+        self._adapters: AdapterCache | None = None
         self._token_bytes: TokenBytes | None = None
 
     async def start(self) -> None:
         """Loads the model. Raises ModelSourceError, or what the engine raises, when it cannot be loaded."""
         directory = await asyncio.to_thread(resolve, self._model.source, self._home)
-        files = read_model_files(directory)
+        model_files = read_model_files(directory)
         self._token_bytes = TokenBytes(await asyncio.to_thread(load_tokenizer, directory))
-        engine = self._make_engine(self._model, files, self._home)
+        engine = self._make_engine(self._model, model_files, self._home)
         await engine.start()
         self._engine = engine
+        files = AdapterFiles(
+            self._home / "adapters",
+            lambda: open_artifacts(self._checkpoints, self._home),
+            max_bytes=self._adapter_config.disk_bytes,
+        )
+        self._adapters = AdapterCache(engine, files.read, self._adapter_config)
 
     async def stop(self) -> None:
         """Ends all requests with EngineDead."""
+        if self._adapters is not None:
+            await self._adapters.stop()
         if self._engine is not None:
             await self._engine.stop()
 
@@ -78,13 +101,20 @@ class GeneratorNode:
     async def _chunks(self, request: GenerateRequest, *, wants_pieces: bool) -> AsyncGenerator[GenerateChunk, None]:
         engine, token_bytes = self._started()
         answer = _Answer(request, token_bytes)
-        generation = engine.submit(request, wants_pieces=wants_pieces)
-        try:
-            async for deltas in generation:
-                for chunk in answer.chunks(deltas, generation):
-                    yield chunk
-        finally:
-            generation.close()
+        async with self._adapter_of(request):
+            generation = engine.submit(request, wants_pieces=wants_pieces)
+            try:
+                async for deltas in generation:
+                    for chunk in answer.chunks(deltas, generation):
+                        yield chunk
+            finally:
+                generation.close()
+
+    def _adapter_of(self, request: GenerateRequest) -> AbstractAsyncContextManager[None]:
+        """Within it, the engine has the adapter that the request needs, if it needs one."""
+        if request.adapter is None or self._adapters is None:
+            return nullcontext()
+        return self._adapters.using(request.adapter)
 
     def _started(self) -> tuple[Engine, TokenBytes]:
         if self._engine is None or self._token_bytes is None:

@@ -27,7 +27,9 @@ class LocalGraph:
         try:
             await tokenizer.start()
             for model in self._config.models:
-                generator = self._generators[model.id] = GeneratorNode(model, self._home)
+                generator = self._generators[model.id] = GeneratorNode(
+                    model, self._home, adapters=self._config.adapters, checkpoints=self._config.checkpoints
+                )
                 await generator.start()
         except BaseException:
             await self.stop()

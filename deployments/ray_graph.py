@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deployments.autoscaling import report
-from deployments.config import GraphConfig, ModelConfig
+from deployments.config import AdapterCacheConfig, CheckpointConfig, GraphConfig, ModelConfig
 from deployments.continuing import ContinuingGenerator
 from deployments.errors import EngineError, Overloaded, ReplicaLost
 from deployments.graph import Graph
@@ -70,7 +70,7 @@ def bind_graph(config: GraphConfig, *, longest_call_s: float) -> tuple[Applicati
             # The engine bounds what it runs and queues, and answers what is too much: let it decide.
             max_ongoing_requests=model.engine.max_num_seqs + model.engine.max_queued_sequences + 1,
             **shared,
-        ).bind(model)
+        ).bind(model, config.adapters, config.checkpoints)
         for model in config.models
     }
     return tokenizer, generators
@@ -119,10 +119,12 @@ class TokenizerReplica:
 class GeneratorReplica:
     """Serve's shell around a generator node: not ready before its model is."""
 
-    async def __init__(self, model: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, model: ModelConfig, adapters: AdapterCacheConfig, checkpoints: CheckpointConfig
+    ) -> None:
         from deployments.generator import GeneratorNode
 
-        self._node = GeneratorNode(model, default_home())
+        self._node = GeneratorNode(model, default_home(), adapters=adapters, checkpoints=checkpoints)
         await self._node.start()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult, None]:

@@ -103,10 +103,10 @@ class Engine(Protocol):
         Raises InvalidParameter, ContextLengthExceeded, AdapterNotLoaded, Overloaded, EngineDead.
         """
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> None:
-        """Makes the adapter usable from the next step on, while others run. Loading a digest again changes nothing.
+    async def load_adapter(self, adapter: LoadedAdapter) -> int:
+        """Makes the adapter usable from the next step on, while others run; answers the bytes that it takes.
 
-        Raises InvalidAdapter where it does not fit the model, EngineDead.
+        Loading a digest again changes nothing. Raises InvalidAdapter where it does not fit the model, EngineDead.
         """
 
     async def unload_adapter(self, adapter: AdapterRef) -> None:

@@ -113,13 +113,14 @@ class TorchEngine:
         num_adapters, adapter_bytes = self._adapters.totals()
         return dataclasses.replace(self._stats, num_adapters=num_adapters, adapter_bytes=adapter_bytes)
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+    async def load_adapter(self, adapter: LoadedAdapter) -> int:
         """Prepares it beside the step thread; the sequences of later requests carry it into their steps."""
         runner = self._runner
         if self._dead is not None or runner is None:
             raise EngineDead(self._dead)
         if adapter.ref not in self._adapters:
             self._adapters.add(await asyncio.to_thread(runner.prepare_adapter, adapter))
+        return self._adapters.get(adapter.ref).num_bytes
 
     async def unload_adapter(self, adapter: AdapterRef) -> None:
         unused = self._adapters.take(adapter)
