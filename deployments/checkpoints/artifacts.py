@@ -69,8 +69,9 @@ class ArtifactStore:
 
         An interrupted call's parts beside the path are used by the next. Raises ObjectNotFound, CorruptObject.
         """
+        size = self.objects.head(blob_key(digest)).size
         with workspace(path, digest[:16]) as work:
-            self._fetch(digest, work / "data", self.objects.head(blob_key(digest)).size, work / "marks")
+            self._fetch(digest, work / "data", size, work / "marks")
             os.replace(work / "data", path)
 
     def publish(self, files: Mapping[str, Path], about: Mapping[str, Any]) -> Published:

@@ -15,7 +15,7 @@ _BUCKET = re.compile("[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 def open_artifacts(config: CheckpointConfig, home: Path) -> ArtifactStore:
     """The store that the configuration names; home: the directory of local state. Asks the store for nothing.
 
-    Raises UnusableStore if the URL names none, or the S3 client finds what it cannot use in the environment.
+    Raises UnusableStore if the URL names none; for S3 also if there are no credentials, or its client cannot be set up.
     """
     return ArtifactStore(
         _open_objects(config, home),

@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,8 +26,10 @@ def workspace(target: Path, version: str) -> Iterator[Path]:
 
 def _hold(path: Path) -> int:
     """A descriptor of the directory, locked; the lock ends with it, however the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # somebody finished just now

@@ -41,15 +41,17 @@ PATIENCE = Patience()
 def open_client(
     *, endpoint_url: str | None, region: str | None, max_connections: int, patience: Patience, signed: bool = True
 ) -> Any:
-    """boto3's client, for any number of threads; connects nowhere yet. Not signed: with no credentials.
+    """boto3's client, for any number of threads. Not signed: with no credentials.
+
+    Nothing is asked of the server yet; but where the environment has no credentials, boto3 looks for them elsewhere.
 
     A server at an http:// address is asked directly, whatever the environment says of proxies and certificates.
-    Raises UnusableStore if the settings, or what boto3 finds in the environment, are no good.
+    Raises UnusableStore if there are no credentials, or the settings or what boto3 finds are no good.
     """
     plain = endpoint_url is not None and endpoint_url.lower().startswith("http://")
     try:
         session = boto3.session.Session()
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=endpoint_url,
             region_name=region or session.region_name or "us-east-1",
@@ -68,8 +70,12 @@ def open_client(
                 response_checksum_validation="when_required",
             ),
         )
+        found = session.get_credentials() if signed else None
     except (BotoCoreError, ValueError) as error:
         raise UnusableStore(f"the S3 client cannot be set up: {error}") from error
+    if signed and found is None:
+        raise UnusableStore("there are no credentials for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set")
+    return client
 
 
 def code_of(error: ClientError) -> str:

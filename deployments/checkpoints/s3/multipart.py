@@ -44,7 +44,7 @@ class Multipart:
                 if code not in (CONFLICT, *_OVERTAKEN) or failures == _TRIES - 1:
                     raise
                 self._abort(key, upload_id)
-            time.sleep(0.1 * 2**failures)
+            time.sleep(0.05 * 2**failures)
         raise AssertionError("the last try returns or raises")
 
     def _send(self, key: str, upload_id: str, source: Source, parts: Sequence[Part]) -> None:

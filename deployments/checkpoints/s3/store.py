@@ -37,7 +37,7 @@ class S3Store:
         max_parallel: int = 8,
         patience: Patience = PATIENCE,
     ) -> None:
-        """prefix: of all keys, without the slash that follows it. Connects nowhere yet. Raises UnusableStore."""
+        """prefix: of all keys, without the slash that follows it. Raises UnusableStore, see `open_client`."""
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._part_bytes = part_bytes
@@ -136,7 +136,7 @@ class S3Store:
         return {"Bucket": self._bucket, "Key": f"{self._prefix}{check_key(key)}"}
 
     def _create_at_once(self, place: str, content: bytes, sha256: str) -> bool:
-        for tries_left in reversed(range(_TRIES)):
+        for failures in range(_TRIES):
             try:
                 self._client.put_object(
                     Bucket=self._bucket,
@@ -149,9 +149,9 @@ class S3Store:
             except ClientError as error:
                 if code_of(error) == TAKEN:
                     return False
-                if code_of(error) != CONFLICT or not tries_left:
+                if code_of(error) != CONFLICT or failures == _TRIES - 1:
                     raise
-            time.sleep(0.1 * 2 ** (_TRIES - tries_left))
+            time.sleep(0.05 * 2**failures)
         raise AssertionError("the last try returns or raises")
 
     def _body(self, key: str, start: int, stop: int) -> Any:
