@@ -123,15 +123,22 @@ def _packed(a: Array, b: Array, path: str) -> list[Array]:
     """a [rank, in] and its scales, b [out, rank] and its scales as bytes, each in whole cache lines."""
     if len(a) > _MAX_RANK:
         raise InvalidAdapter(f"{path}: its rank {len(a)} is above {_MAX_RANK}")
-    missing = -len(a) % _RANK_TILE
-    a_values, a_scales = _quantized(np.pad(a, ((0, missing), (0, -a.shape[1] % GROUP))), GROUP)
-    b_values, b_scales = _quantized(np.pad(b.T, ((0, missing), (0, -len(b) % GROUP))), None)
+    a_values, a_scales = _quantized(_whole_tiles(a), GROUP)
+    b_values, b_scales = _quantized(_whole_tiles(b.T), None)
     if not (np.isfinite(a_scales).all() and np.isfinite(b_scales).all()):
         raise InvalidAdapter(f"{path}: the adapter's numbers are too large for this model")
     a_tiles = a_values.reshape(-1, _RANK_TILE, a_values.shape[1] // 8, 8).transpose(0, 2, 1, 3)
     a_tile_scales = a_scales.reshape(-1, _RANK_TILE, a_scales.shape[1]).transpose(0, 2, 1)
     b_tiles = b_values.reshape(-1, 4, b_values.shape[1] // GROUP, GROUP).transpose(2, 0, 3, 1)
     return [_lines(part) for part in (a_tiles, a_tile_scales, b_tiles, b_scales)]
+
+
+def _whole_tiles(matrix: Array) -> Array:
+    """[rank, n] with as many zeros as are missing to whole tiles and groups."""
+    rank, n = matrix.shape
+    whole = np.zeros((rank + -rank % _RANK_TILE, n + -n % GROUP), np.float32)
+    whole[:rank, :n] = matrix
+    return whole
 
 
 def _quantized(matrix: Array, group: int | None) -> tuple[Array, Array]:
@@ -145,5 +152,6 @@ def _quantized(matrix: Array, group: int | None) -> tuple[Array, Array]:
 
 
 def _lines(array: np.ndarray[Any, Any]) -> Array:
-    flat = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-    return np.pad(flat, (0, -len(flat) % _LINE_BYTES))
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    missing = -len(flat) % _LINE_BYTES
+    return np.concatenate((flat, np.zeros(missing, np.uint8))) if missing else flat
