@@ -201,6 +201,9 @@ class WebhookDelivery:
             return Attempt(at, error="the secret to sign with cannot be read any more; rotate it")
         except Undeliverable as error:
             return Attempt(at, error=str(error))
+        except Exception as error:  # counts as a failure too, or it would be sent again for ever
+            logger.error("sending a webhook failed with %s", type(error).__name__)
+            return Attempt(at, error="something went wrong on our side")
         return Attempt(
             at,
             status=receipt.status,

@@ -209,6 +209,18 @@ async def test_why_there_was_no_response_is_recorded(deliver: Deliver, sender: F
     assert next_at is not None
 
 
+async def test_an_unforeseen_failure_is_one_more_failure(
+    deliver: Deliver, sender: FakeSender, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender.answers["https://whep_1.example/"] = KeyError("secret")
+    outbox = FakeOutbox(make_claim())
+    await once(deliver(outbox), outbox)
+    [(_, attempt, next_at)] = outbox.recorded
+    assert attempt.error == "something went wrong on our side"
+    assert next_at is not None
+    assert "KeyError" in caplog.text and "secret" not in caplog.text
+
+
 async def test_a_test_is_sent_once(deliver: Deliver, sender: FakeSender) -> None:
     sender.answers["https://whep_1.example/"] = Receipt(500, b"", None)
     outbox = FakeOutbox(replace(make_claim(), type=EventType.TEST))
