@@ -73,11 +73,11 @@ class SqlJobQueue:
         async with self._database.read() as connection:
             return {row.id: row.fence for row in await connection.execute(statement)}
 
-    async def advance(self, claim: Claim, transition: Callable[[Job], Change]) -> Job:
+    async def advance(self, job_id: str, fence: int, transition: Callable[[Job], Change]) -> Job:
         async def work(connection: AsyncConnection) -> Job:
-            job = await job_rows.read_locked(connection, claim.job.id)
-            if (job.status, job.fence) != (JobStatus.RUNNING, claim.job.fence):
-                raise ClaimLost(claim.job.id)
+            job = await job_rows.read_locked(connection, job_id)
+            if (job.status, job.fence) != (JobStatus.RUNNING, fence):
+                raise ClaimLost(job_id)
             change = transition(job)
             await job_rows.write(connection, job, change)
             return change.job

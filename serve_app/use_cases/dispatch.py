@@ -8,11 +8,13 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from deployments.errors import StorageError
 from deployments.graph import FineTuner
 from serve_app.config import FineTuningConfig
-from serve_app.use_cases.job_queue import JobQueue
+from serve_app.jobs import transitions
+from serve_app.use_cases.job_queue import Claim, ClaimLost, JobQueue
 from serve_app.use_cases.job_run import JobRun
 
 LOOK_S = 1.0
@@ -26,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Started:
-    run: JobRun
+class _Run:
+    fence: int
     task: asyncio.Task[None]
 
 
@@ -55,7 +57,7 @@ class Dispatcher:
         self._worker = worker
         self._on_end = on_end
         self._now = now
-        self._runs: dict[str, _Started] = {}
+        self._runs: dict[str, _Run] = {}
         self._renewed_at = self._steady_since = self._looked_at = -math.inf
         self._nudged = asyncio.Event()
         self._is_answered = True
@@ -93,20 +95,26 @@ class Dispatcher:
         """
         now = self._now()
         held = await self._held(now)
-        for job_id, started in self._runs.items():
-            is_ending = started.task.cancelling() > 0  # a second time would keep it from ending its worker
-            if held.get(job_id) != started.run.claim.job.fence and not is_ending:
-                started.task.cancel()
+        for job_id, run in self._runs.items():
+            is_ending = run.task.cancelling() > 0  # a second time would keep it from ending its worker
+            if held.get(job_id) != run.fence and not is_ending:
+                run.task.cancel()
+        for job_id in held.keys() - self._runs.keys():  # a claim whose answer was lost
+            await self._release(job_id, held[job_id])
         takes_over = self._is_steady(now)
         while not self._is_stopping:
             claim = await self._queue.claim(self._worker, now, besides=self._runs, takes_over=takes_over)
             if claim is None:
                 break
-            run = JobRun(claim, self._queue, self._fine_tuner, self._config, now=self._now)
-            task = asyncio.create_task(run.run())
-            self._runs[claim.job.id] = _Started(run, task)
-            task.add_done_callback(lambda task, job_id=claim.job.id: self._forget(job_id, task))  # type: ignore[misc]
-            logger.info("job %s runs here, under fence %d", claim.job.id, claim.job.fence)
+            self._start(claim)
+
+    def _start(self, claim: Claim) -> None:
+        job = claim.job
+        run = JobRun(claim, self._queue, self._fine_tuner, self._config, now=self._now)
+        task = asyncio.create_task(run.run())
+        self._runs[job.id] = _Run(job.fence, task)
+        task.add_done_callback(partial(self._forget, job.id))
+        logger.info("job %s runs here, under fence %d", job.id, job.fence)
 
     def _is_steady(self, now: float) -> bool:
         """To be asked whenever the database has answered."""
@@ -116,9 +124,9 @@ class Dispatcher:
         return now - self._steady_since >= STEADY_S
 
     async def _held(self, now: float) -> Mapping[str, int]:
-        # A clock that was set back must not keep leases from being renewed.
+        """Jobs that are its own; their leases are renewed in time, also when the clock was set back."""
         if not self._runs or 0 <= now - self._renewed_at < self._config.lease_s / 3:
-            return await self._queue.held(self._worker) if self._runs else {}
+            return await self._queue.held(self._worker)
         held = await self._queue.renew(self._worker, now + self._config.lease_s)
         self._renewed_at = now
         return held
@@ -147,13 +155,17 @@ class Dispatcher:
                     await self._nudged.wait()
 
     async def _stop(self) -> None:
-        runs = list(self._runs.values())
-        for started in runs:
-            if not started.task.cancelling():
-                started.task.cancel()
-        await asyncio.gather(*(started.task for started in runs), return_exceptions=True)
+        runs = dict(self._runs)
+        for run in runs.values():
+            if not run.task.cancelling():
+                run.task.cancel()
+        await asyncio.gather(*(run.task for run in runs.values()), return_exceptions=True)
         try:
             async with asyncio.timeout(_RELEASE_S):
-                await asyncio.gather(*(started.run.release() for started in runs), return_exceptions=True)
-        except TimeoutError:
+                await asyncio.gather(*(self._release(job_id, run.fence) for job_id, run in runs.items()))
+        except (TimeoutError, StorageError):
             logger.warning("the database does not answer; jobs are left to their leases")
+
+    async def _release(self, job_id: str, fence: int) -> None:
+        with contextlib.suppress(ClaimLost):
+            await self._queue.advance(job_id, fence, lambda job: transitions.released(job, self._now()))

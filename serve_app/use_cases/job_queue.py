@@ -56,8 +56,8 @@ class JobQueue(Protocol):
     async def held(self, worker: str) -> Mapping[str, int]:
         """Which jobs are the worker's: ids, and the fences of their claims."""
 
-    async def advance(self, claim: Claim, transition: Callable[[Job], Change]) -> Job:
+    async def advance(self, job_id: str, fence: int, transition: Callable[[Job], Change]) -> Job:
         """The job after the transition, which is stored with everything that belongs to it, or not at all.
 
-        Raises ClaimLost where the job is not under this claim any more; nothing changes then.
+        Raises ClaimLost where the job is not under the claim with this fence any more; nothing changes then.
         """

@@ -55,10 +55,6 @@ class JobRun:
         self._progress: Progress | None = None  # not stored yet
         self._stored_at = now()
 
-    @property
-    def claim(self) -> Claim:
-        return self._claim
-
     async def run(self) -> None:
         """Returns when the job has ended, waits for another worker, or is not under the claim any more; the worker has
         been ended then, as it is when this is cancelled."""
@@ -72,13 +68,6 @@ class JobRun:
                 await self._advance(self._consequence(error))
         except ClaimLost:
             logger.info("job %s is no longer run here", self._claim.job.id)
-
-    async def release(self) -> None:
-        """Leaves the job to other dispatchers at once; to be called after `run` was cancelled. Raises StorageError."""
-        try:
-            await self._queue.advance(self._claim, lambda job: transitions.released(job, self._now()))
-        except ClaimLost:
-            logger.info("job %s was no longer run here", self._claim.job.id)
 
     async def _train(self) -> None:
         async with aclosing(self._fine_tuner.train(self._claim.request())) as events:
@@ -143,11 +132,12 @@ class JobRun:
 
     async def _advance(self, transition: Callable[[Job], Change]) -> None:
         """Stores the transition, however long it takes. Raises ClaimLost."""
+        job = self._claim.job
         while True:
             try:
-                await self._queue.advance(self._claim, transition)
+                await self._queue.advance(job.id, job.fence, transition)
             except StorageError as error:
-                logger.warning("job %s: %s; trying again", self._claim.job.id, error)
+                logger.warning("job %s: %s; trying again", job.id, error)
                 await asyncio.sleep(_TRY_AGAIN_S)
             else:
                 return

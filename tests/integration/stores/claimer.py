@@ -41,7 +41,9 @@ async def run(database: Database, worker: str, dice: random.Random) -> list[int]
         await asyncio.sleep(0.6 if dice.random() < OVERSLEEPS else dice.uniform(0, 0.004))
         try:
             await queue.advance(
-                claim, lambda job: transitions.published(job, time.time(), finished(), training_time_s=1.0)
+                claim.job.id,
+                claim.job.fence,
+                lambda job: transitions.published(job, time.time(), finished(), training_time_s=1.0),
             )
             published += 1
         except ClaimLost:

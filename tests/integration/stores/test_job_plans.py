@@ -111,7 +111,9 @@ def queue(database: Database) -> SqlJobQueue:
 async def run_a_job(database: Database) -> None:
     claim = await queue(database).claim("new", 1e8, besides=("job-1",), takes_over=True)
     assert claim is not None
-    await queue(database).advance(claim, lambda job: transitions.progressed(job, 1e8, progress(1), training_time_s=1.0))
+    await queue(database).advance(
+        claim.job.id, claim.job.fence, lambda job: transitions.progressed(job, 1e8, progress(1), training_time_s=1.0)
+    )
 
 
 QUERIES: dict[str, Query] = {

@@ -37,9 +37,9 @@ async def test_claim_carries_what_a_worker_needs(database: Database) -> None:
     await SqlTrainingFiles(database).delete(job.account, job.training_file, AT)
     first = await claim(queue)
     assert (first.job.id, first.job.fence, first.training_data, first.checkpoint) == (job.id, 1, "d" * 64, None)
-    await queue.advance(first, lambda job: transitions.checkpointed(job, AT, checkpoint(9)))
-    await queue.advance(first, lambda job: transitions.checkpointed(job, AT, checkpoint(10)))
-    await queue.advance(first, lambda job: transitions.released(job, AT))
+    await queue.advance(first.job.id, first.job.fence, lambda job: transitions.checkpointed(job, AT, checkpoint(9)))
+    await queue.advance(first.job.id, first.job.fence, lambda job: transitions.checkpointed(job, AT, checkpoint(10)))
+    await queue.advance(first.job.id, first.job.fence, lambda job: transitions.released(job, AT))
     again = await claim(queue)
     assert (again.job.fence, again.checkpoint) == (2, f"{10:064x}")
     request = again.request()
@@ -62,7 +62,7 @@ async def test_no_more_run_than_are_allowed_in_all_and_of_one_account(database: 
     assert sorted(found.job.account for found in claims) == ["a", "a", "b"]
     assert await queue.claim("w", AT, besides=(), takes_over=True) is None
     [of_b] = [found for found in claims if found.job.account == "b"]
-    await queue.advance(of_b, lambda job: transitions.released(job, AT + 100))
+    await queue.advance(of_b.job.id, of_b.job.fence, lambda job: transitions.released(job, AT + 100))
     assert (await claim(queue)).job.account == "b"  # its other job: the released one waits, and `a` has its two
 
 
@@ -79,7 +79,9 @@ async def test_job_that_waits_for_its_next_attempt_is_passed_over(database: Data
     job = await add_job(database)
     first = await claim(queue)
     config = FineTuningConfig(retry_s=5.0)
-    await queue.advance(first, lambda job: transitions.worker_lost(job, AT, reason="it is gone", config=config))
+    await queue.advance(
+        first.job.id, first.job.fence, lambda job: transitions.worker_lost(job, AT, reason="it is gone", config=config)
+    )
     assert await queue.claim("w", AT + 4.9, besides=(), takes_over=True) is None
     assert (await claim(queue, now=AT + 5)).job.id == job.id
 
@@ -150,7 +152,7 @@ async def test_stale_claim_changes_nothing(database: Database) -> None:
     )
     for transition in transitions_of_a_worker:
         with pytest.raises(ClaimLost):
-            await queue.advance(stale, transition)
+            await queue.advance(stale.job.id, stale.job.fence, transition)
     assert await queue.renew("old", AT + 999) == {}
     assert before == {name: await rows(database, name) for name in before}
     assert (await stored(database, job)).worker == "new"
@@ -163,7 +165,7 @@ async def test_claim_from_before_a_pause_stays_stale_after_the_resume(database: 
     for transition in (transitions.paused, transitions.resumed):
         await jobs.change(job.account, job.id, lambda job, transition=transition: transition(job, AT))  # type: ignore[misc]
     with pytest.raises(ClaimLost):
-        await queue.advance(stale, from_worker)
+        await queue.advance(stale.job.id, stale.job.fence, from_worker)
     await claim(queue)
     with pytest.raises(ClaimLost):
-        await queue.advance(stale, from_worker)
+        await queue.advance(stale.job.id, stale.job.fence, from_worker)

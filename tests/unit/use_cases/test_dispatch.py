@@ -341,9 +341,9 @@ class BrokenQueue(SqlJobQueue):
         self._check()
         return await super().renew(worker, lease_until)
 
-    async def advance(self, claim: Claim, transition: Callable[[Job], Change]) -> Job:
+    async def advance(self, job_id: str, fence: int, transition: Callable[[Job], Change]) -> Job:
         self._check()
-        return await super().advance(claim, transition)
+        return await super().advance(job_id, fence, transition)
 
     def _check(self) -> None:
         if self.is_down:
@@ -374,3 +374,20 @@ async def test_outage_of_the_database_is_waited_through(bench: Bench, caplog: py
     assert (await bench.until_final(job)).status is JobStatus.SUCCEEDED
     assert len(fine_tuner.requests) == 1
     assert [record.levelno for record in caplog.records if "training goes on" in record.message] == [logging.WARNING]
+
+
+async def test_claim_whose_answer_was_lost_is_given_back(bench: Bench) -> None:
+    """The database has the claim, and the dispatcher does not know of it: it must not be kept alive for ever."""
+
+    class Forgetful(BrokenQueue):
+        async def claim(self, *args: Any, **kwargs: Any) -> Claim | None:
+            claim = await super().claim(*args, **kwargs)
+            if claim is not None and claim.job.fence == 1:
+                raise StorageError("the connection was lost")
+            return claim
+
+    job = await add_job(bench.database)
+    fine_tuner = FakeFineTuner()
+    await bench.start(fine_tuner, Forgetful(bench.database, FineTuningConfig(**CONFIG)))
+    assert (await bench.until_final(job)).status is JobStatus.SUCCEEDED
+    assert [request.fence for request in fine_tuner.requests] == [2]
