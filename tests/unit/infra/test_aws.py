@@ -1,7 +1,10 @@
 """The CloudFormation template: checked by its linter, and applied to an emulated AWS, which enforces its rights."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -12,6 +15,9 @@ from cfnlint.decode.cfn_yaml import loads
 from moto import mock_aws
 from moto.core import enable_iam_authentication
 
+from deployments.checkpoints.opening import open_artifacts
+from deployments.config import CheckpointConfig
+from deployments.errors import ObjectStoreError
 from infra.generate import INFRA
 from tests.unit.infra.files import manifests
 
@@ -43,8 +49,8 @@ def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def client(service: str, **credentials: str) -> Any:
-    return boto3.client(service, region_name=REGION, **credentials)
+def client(service: str, **arguments: str) -> Any:
+    return boto3.client(service, region_name=REGION, **arguments)
 
 
 def test_the_linter_has_nothing_to_say() -> None:
@@ -85,14 +91,7 @@ def test_each_role_has_the_rights_of_its_work_and_no_others(
     blob, manifest, model = "blobs/sha256/00", "manifests/sha256/00.json", "models/m/config.json"
     for key in (blob, manifest, model):
         client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"0")
-    arn = client("iam").get_role(RoleName=f"tritext-{role}")["Role"]["Arn"]
-    credentials = client("sts").assume_role(RoleArn=arn, RoleSessionName="test")["Credentials"]
-    s3 = client(
-        "s3",
-        aws_access_key_id=credentials["AccessKeyId"],
-        aws_secret_access_key=credentials["SecretAccessKey"],
-        aws_session_token=credentials["SessionToken"],
-    )
+    s3 = client("s3", **credentials(role))
     with enable_iam_authentication():
         assert is_allowed(s3.get_object, Key=blob) == reads
         assert is_allowed(s3.get_object, Key=model) == reads
@@ -105,6 +104,32 @@ def test_each_role_has_the_rights_of_its_work_and_no_others(
         assert is_allowed(s3.delete_object, Key=blob) == deletes
         assert is_allowed(s3.delete_object, Key=manifest) == deletes
         assert not is_allowed(s3.delete_object, Key=model)
+
+
+@pytest.mark.usefixtures("stack")
+@pytest.mark.parametrize(
+    ("role", "publishes", "collects"),
+    [("serving", False, False), ("training", True, False), ("dispatching", True, True)],
+)
+def test_each_role_s_rights_are_enough_for_what_its_deployments_ask_of_the_store(
+    role: str, publishes: bool, collects: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in credentials(role).items():
+        monkeypatch.setenv(name.upper(), value)
+    config = CheckpointConfig(url=f"s3://{BUCKET}", region=REGION, part_bytes=5 * 1024 * 1024)
+    store = open_artifacts(config, tmp_path)
+    large, small = tmp_path / "large", tmp_path / "small"
+    large.write_bytes(bytes(11 * 1024 * 1024))  # in three parts
+    small.write_bytes(b"{}")
+    with enable_iam_authentication():
+        assert store.put_blob(large) == store.put_blob(large)
+        digest = store.put_blob(b"a document")
+        assert store.read_blob(digest, max_bytes=100) == b"a document"
+        with nullcontext() if publishes else pytest.raises(ObjectStoreError, match="AccessDenied"):
+            published = store.publish({"adapter_config.json": small}, {"kind": "adapter"})
+            assert store.read_manifest(published.digest).about["kind"] == "adapter"
+        with nullcontext() if collects else pytest.raises(ObjectStoreError, match="AccessDenied"):
+            assert store.collect_garbage(manifests=(), blobs=(), now=time.time() + 10 * config.grace_s).num_blobs == 3
 
 
 @pytest.mark.usefixtures("stack")
@@ -158,6 +183,17 @@ def test_the_head_ends_its_own_machines_only_and_gives_them_no_other_roles() -> 
     assert ends["Condition"] == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": {"Ref": "Name"}}}
     [gives] = [each for each in statements if each["Action"] == "iam:PassRole"]
     assert "HeadRole" not in json.dumps(gives["Resource"])
+
+
+def credentials(role: str) -> dict[str, str]:
+    """Of a process on a machine with this role, under the names that boto3 gives them."""
+    arn = client("iam").get_role(RoleName=f"tritext-{role}")["Role"]["Arn"]
+    found = client("sts").assume_role(RoleArn=arn, RoleSessionName="test")["Credentials"]
+    return {
+        "aws_access_key_id": found["AccessKeyId"],
+        "aws_secret_access_key": found["SecretAccessKey"],
+        "aws_session_token": found["SessionToken"],
+    }
 
 
 def is_allowed(call: Any, **arguments: Any) -> bool:
