@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from deployments.config import GraphConfig, TrainerConfig
 from deployments.errors import Overloaded, WorkerLost
@@ -88,15 +88,10 @@ class RayFineTuner:
 
 def training_error(error: RayError) -> Exception:
     """What a failed run means to its caller: an error that the node raised is given back as it was raised there."""
-    if isinstance(error, RayTaskError):
-        cause = error.cause
-        if not isinstance(cause, RayError | asyncio.CancelledError):
-            return cause if isinstance(cause, Exception) else WorkerLost("its process was told to end")
-        return WorkerLost("it was stopped")
+    if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) and not isinstance(error.cause, RayError):
+        return error.cause
     if isinstance(error, RayActorError):
         return WorkerLost("its process is gone")
-    if isinstance(error, TaskCancelledError):
-        return WorkerLost("it was stopped")
     return WorkerLost(f"Ray lost it ({type(error).__name__})")
 
 
