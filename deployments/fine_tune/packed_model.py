@@ -1,0 +1,108 @@
+"""A language model as it is trained here: packed sequences in, their loss out.
+
+Not every architecture tells documents apart by their positions, nor computes its logits by a linear head alone. So
+what a model can do is tried out, and what it cannot is done in the way that always works.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deployments.fine_tune.dataset import IGNORED
+from deployments.fine_tune.head_loss import head_loss
+
+logger = logging.getLogger(__name__)
+
+
+class PackedModel(nn.Module):
+    """Wraps a causal language model of transformers, with an adapter in it or without.
+
+    together: whether documents can share a sequence. Told by their positions, they do not see each other then.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            self.together = _tells_documents_apart(model)
+            self._has_plain_head = _has_plain_head(model)
+        model.train(was_training)
+        if not self.together:
+            logger.info("%s does not tell packed documents apart: each has a sequence of its own", type(model).__name__)
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> dict[str, Tensor]:
+        """loss: the sum over the labels other than IGNORED, divided by `num_items_in_batch`; None: by their number.
+
+        labels: the token that follows, at each position.
+        """
+        inputs = {"input_ids": input_ids, "use_cache": False}
+        if self.together:
+            inputs["position_ids"] = position_ids
+        labelled = labels != IGNORED
+        if self._has_plain_head:
+            hidden = self.model.get_decoder()(**inputs).last_hidden_state
+            head = self.model.get_output_embeddings()
+            loss = head_loss(hidden[labelled], head.weight, head.bias, labels[labelled])
+        else:
+            logits = self.model(**inputs).logits[labelled]
+            loss = nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="sum")
+        return {"loss": loss / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)}
+
+
+def _tells_documents_apart(model: Any) -> bool:
+    """Whether two documents in one sequence have the logits that they have alone."""
+    first, second = _some_tokens(model, 6), _some_tokens(model, 9)
+
+    def difference() -> float:
+        packed = model(
+            input_ids=torch.cat([first, second], 1),
+            position_ids=torch.cat([torch.arange(6), torch.arange(9)])[None].to(model.device),
+            use_cache=False,
+        ).logits
+        alone = [model(input_ids=ids, use_cache=False).logits for ids in (first, second)]
+        return _relative_difference(packed, torch.cat(alone, 1))
+
+    return _is_small(difference, model)
+
+
+def _has_plain_head(model: Any) -> bool:
+    """Whether the logits are a linear function of what the decoder returns, and nothing is done to them."""
+    ids = _some_tokens(model, 5)
+
+    def difference() -> float:
+        head = model.get_output_embeddings()
+        logits = nn.functional.linear(
+            model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state, head.weight, head.bias
+        )
+        return _relative_difference(logits, model(input_ids=ids, use_cache=False).logits)
+
+    return _is_small(difference, model)
+
+
+def _is_small(difference: Callable[[], float], model: Any) -> bool:
+    """Whether it is within the model's precision; a model that cannot be called so is different."""
+    try:
+        # Models compute some things in float32 whatever their own precision is.
+        tolerance: float = 16 * max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps) ** 0.75
+        return difference() <= tolerance
+    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+        logger.info("%s is trained in the plain way: %s", type(model).__name__, error)
+        return False
+
+
+def _relative_difference(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def _some_tokens(model: Any, count: int) -> Tensor:
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    return torch.tensor([[(7 * count + 11 * index) % vocab_size for index in range(count)]], device=model.device)
