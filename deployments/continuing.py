@@ -11,10 +11,16 @@ from dataclasses import replace
 
 from deployments.errors import ReplicaLost
 from deployments.graph import Generator
+from deployments.meter import Counter, Meter, NoMeter
 from deployments.types import GenerateChunk, GenerateRequest, GenerateResult
 
 MAX_LOSSES = 5
 """How many replicas may be lost in a row without a chunk between them."""
+
+REPLICAS_LOST = Counter(
+    "tritext_replicas_lost_total", "Generator replicas that were lost in the middle of an answer", ("model",)
+)
+METRICS = (REPLICAS_LOST,)
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +28,13 @@ logger = logging.getLogger(__name__)
 class ContinuingGenerator:
     """Implements `deployments.graph.Generator` over one whose calls raise ReplicaLost."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, meter: Meter | None = None) -> None:
         self._generator = generator
+        self._meter = meter or NoMeter()
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Begins again where a replica is lost: nothing of the answer was given yet."""
-        losses = _Losses(request)
+        losses = _Losses(request, self._meter)
         while True:
             try:
                 return await self._generator.generate(request)
@@ -36,7 +43,7 @@ class ContinuingGenerator:
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         delivered = _Delivered(request)
-        losses = _Losses(request)
+        losses = _Losses(request, self._meter)
         while not delivered.is_complete:
             try:
                 async with aclosing(self._generator.stream(delivered.rest())) as chunks:
@@ -55,8 +62,9 @@ class ContinuingGenerator:
 class _Losses:
     """Replicas lost in a row."""
 
-    def __init__(self, request: GenerateRequest) -> None:
-        self._request_id = request.request_id
+    def __init__(self, request: GenerateRequest, meter: Meter) -> None:
+        self._request = request
+        self._meter = meter
         self._number = 0
 
     def reset(self) -> None:
@@ -65,9 +73,10 @@ class _Losses:
     def add(self, loss: ReplicaLost) -> None:
         """Raises the loss where it is one too many."""
         self._number += 1
+        self._meter.add(REPLICAS_LOST, model=self._request.model)
         if self._number >= MAX_LOSSES:
             raise loss
-        logger.warning("request %s goes on at another replica", self._request_id)
+        logger.warning("request %s goes on at another replica", self._request.request_id)
 
 
 class _Delivered:

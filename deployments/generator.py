@@ -14,9 +14,12 @@ from deployments.config import AdapterCacheConfig, CheckpointConfig, ModelConfig
 from deployments.engine.protocol import Engine, EngineStats, Generation, RawLogprobs, TokenDelta
 from deployments.engine.sequence_text import SequenceText
 from deployments.errors import EngineDead
+from deployments.generator_metrics import measure_request
+from deployments.meter import Meter, NoMeter
 from deployments.model_files import ModelFiles, read_model_files
 from deployments.model_source import default_home, resolve
 from deployments.model_tokenizer import load_tokenizer
+from deployments.start_phases import StartPhases
 from deployments.token_bytes import TokenBytes
 from deployments.types import (
     FinishReason,
@@ -26,11 +29,12 @@ from deployments.types import (
     PositionLogprobs,
     SamplingParams,
     SequenceOutput,
+    Timing,
     TokenLogprob,
     Usage,
 )
 
-MakeEngine = Callable[[ModelConfig, ModelFiles, Path], Engine]
+MakeEngine = Callable[[ModelConfig, ModelFiles, Path, StartPhases], Engine]
 
 
 class GeneratorNode:
@@ -44,6 +48,7 @@ class GeneratorNode:
         adapters: AdapterCacheConfig | None = None,
         checkpoints: CheckpointConfig | None = None,
         make_engine: MakeEngine | None = None,
+        meter: Meter | None = None,
     ) -> None:
         """`checkpoints` says where adapters come from; they are asked for when the first request needs one."""
         self._model = model
@@ -51,16 +56,21 @@ class GeneratorNode:
         self._adapter_config = adapters or AdapterCacheConfig()
         self._checkpoints = checkpoints or CheckpointConfig()
         self._make_engine = make_engine or make_torch_engine
+        self._meter = meter or NoMeter()
+        self.phases = StartPhases()
         self._engine: Engine | None = None
         self._adapters: AdapterCache | None = None
         self._token_bytes: TokenBytes | None = None
 
     async def start(self) -> None:
-        """Loads the model. Raises ModelSourceError, or what the engine raises, when it cannot be loaded."""
-        directory = await asyncio.to_thread(resolve, self._model.source, self._home)
-        model_files = read_model_files(directory)
-        self._token_bytes = TokenBytes(await asyncio.to_thread(load_tokenizer, directory))
-        engine = self._make_engine(self._model, model_files, self._home)
+        """Loads the model; `phases` tell afterwards what took how long. Raises ModelSourceError, or what the engine
+        raises, when it cannot be loaded."""
+        with self.phases.within("source"):
+            directory = await asyncio.to_thread(resolve, self._model.source, self._home)
+        with self.phases.within("tokenizer"):
+            model_files = read_model_files(directory)
+            self._token_bytes = TokenBytes(await asyncio.to_thread(load_tokenizer, directory))
+        engine = self._make_engine(self._model, model_files, self._home, self.phases)
         await engine.start()
         self._engine = engine
         files = AdapterFiles(
@@ -87,13 +97,15 @@ class GeneratorNode:
         parts = [_SequenceParts() for _ in range(request.num_sequences)]
         prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
         usage = Usage(len(request.prompt_token_ids), 0)
+        timing: Timing | None = None
         async with aclosing(self._chunks(request, wants_pieces=_may_end_by_text(request.sampling))) as chunks:
             async for chunk in chunks:
                 parts[chunk.index].add(chunk)
                 prompt_logprobs = chunk.prompt_logprobs or prompt_logprobs
                 usage = chunk.usage or usage
+                timing = chunk.timing or timing
         sequences = tuple(part.output(index) for index, part in enumerate(parts))
-        return GenerateResult(sequences, prompt_logprobs, usage)
+        return GenerateResult(sequences, prompt_logprobs, usage, timing)
 
     def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         return self._chunks(request, wants_pieces=True)
@@ -103,12 +115,16 @@ class GeneratorNode:
         answer = _Answer(request, token_bytes)
         async with self._adapter_of(request):
             generation = engine.submit(request, wants_pieces=wants_pieces)
+            is_first = True
             try:
                 async for deltas in generation:
                     for chunk in answer.chunks(deltas, generation):
-                        yield chunk
+                        is_timed = is_first or chunk.usage is not None
+                        yield replace(chunk, timing=generation.timing) if is_timed else chunk
+                        is_first = False
             finally:
                 generation.close()
+                measure_request(self._meter, request, generation.timing, answer.num_new_tokens)
 
     def _adapter_of(self, request: GenerateRequest) -> AbstractAsyncContextManager[None]:
         """Within it, the engine has the adapter that the request needs, if it needs one."""
@@ -122,18 +138,19 @@ class GeneratorNode:
         return self._engine, self._token_bytes
 
 
-def make_torch_engine(model: ModelConfig, files: ModelFiles, home: Path) -> Engine:
+def make_torch_engine(model: ModelConfig, files: ModelFiles, home: Path, phases: StartPhases) -> Engine:
     """The default engine for a model directory; what it prepares for this machine is kept under `home`."""
     # Imported here: whoever composes the graph without running a model does not load torch.
-    from deployments.engine.model_runner import load_runner
-    from deployments.engine.torch_engine import TorchEngine
+    with phases.within("imports"):
+        from deployments.engine.model_runner import load_runner
+        from deployments.engine.torch_engine import TorchEngine
 
     return TorchEngine(
         files.directory,
         model.engine,
         context_length=min(model.context_length or files.context_length, files.context_length),
         eos_token_ids=frozenset(files.eos_token_ids),
-        load=functools.partial(load_runner, home=home),
+        load=functools.partial(load_runner, home=home, phases=phases),
     )
 
 
@@ -152,10 +169,16 @@ class _Answer:
             SequenceText(token_bytes, request.prompt_token_ids, request.sampling) for _ in range(request.num_sequences)
         ]
         self._open = set(range(request.num_sequences)) - request.complete
-        self._usage = Usage(len(request.prompt_token_ids), sum(len(token_ids) for token_ids in request.generated))
+        self._num_given = sum(len(token_ids) for token_ids in request.generated)
+        self._usage = Usage(len(request.prompt_token_ids), self._num_given)
         for index, token_ids in enumerate(request.generated):
             if index in self._open:
                 self._texts[index].append(token_ids)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Those that this answer brought so far; a resumed request was given others."""
+        return self._usage.completion_tokens - self._num_given
 
     def chunks(self, deltas: Sequence[TokenDelta], generation: Generation) -> list[GenerateChunk]:
         """One chunk for each sequence that has something new; ends those in `generation` whose text is complete."""

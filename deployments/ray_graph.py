@@ -6,9 +6,10 @@ The one module of the model side that knows Ray. Knows no HTTP.
 import asyncio
 import hashlib
 import re
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 from ray import serve
@@ -22,8 +23,14 @@ from deployments.config import AdapterCacheConfig, CheckpointConfig, GraphConfig
 from deployments.continuing import ContinuingGenerator
 from deployments.errors import EngineError, Overloaded, ReplicaLost
 from deployments.graph import Graph
+from deployments.meter import Meter
 from deployments.model_source import default_home
+from deployments.ray_logging import log_as_serve
+from deployments.ray_meter import RayMeter
 from deployments.types import EncodeRequest, EncodeResult, GenerateChunk, GenerateRequest, GenerateResult
+
+if TYPE_CHECKING:
+    from deployments.generator_metrics import EngineReport
 
 TOKENIZER = "Tokenizer"
 
@@ -31,6 +38,7 @@ TOKENIZER = "Tokenizer"
 _MAX_QUEUED_CALLS = 1024
 _MAX_ONGOING_ENCODINGS = 64
 _REPLICA_LOST_RETRY_S = 1.0
+_REPORT_S = 1.0
 
 Handle: TypeAlias = DeploymentHandle[Any]
 
@@ -76,13 +84,16 @@ def bind_graph(config: GraphConfig, *, longest_call_s: float) -> tuple[Applicati
     return tokenizer, generators
 
 
-def connect_graph(config: GraphConfig, tokenizer: Handle, generators: Mapping[str, Handle]) -> Graph:
+def connect_graph(
+    config: GraphConfig, tokenizer: Handle, generators: Mapping[str, Handle], meter: Meter | None = None
+) -> Graph:
     """The graph as its callers see it, over the handles that Serve makes of what `bind_graph` returned."""
     wait_s = config.replica_wait_s
     return Graph(
         tokenizer=RayTokenizer(tokenizer, wait_s),
         generators={
-            model_id: ContinuingGenerator(RayGenerator(handle, wait_s)) for model_id, handle in generators.items()
+            model_id: ContinuingGenerator(RayGenerator(handle, wait_s), meter)
+            for model_id, handle in generators.items()
         },
     )
 
@@ -91,6 +102,7 @@ class TokenizerReplica:
     """Serve's shell around the tokenizer node. Every method yields its one answer: see `_call`."""
 
     async def __init__(self, config: GraphConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_as_serve()
         # Imported here, so that the processes that only compose or call the graph do not load what the nodes need.
         from deployments.tokenizer import TokenizerNode
 
@@ -122,10 +134,24 @@ class GeneratorReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, model: ModelConfig, adapters: AdapterCacheConfig, checkpoints: CheckpointConfig
     ) -> None:
+        log_as_serve()
+        began_at = time.monotonic()
         from deployments.generator import GeneratorNode
+        from deployments.generator_metrics import EngineReport
 
-        self._node = GeneratorNode(model, default_home(), adapters=adapters, checkpoints=checkpoints)
+        imports_s = time.monotonic() - began_at
+        meter = RayMeter()
+        self._node = GeneratorNode(model, default_home(), adapters=adapters, checkpoints=checkpoints, meter=meter)
+        self._node.phases.add("imports", imports_s)
+        self._reporting: asyncio.Task[None] | None = None
         await self._node.start()
+        report = EngineReport(meter, model.id, self._node.phases.seconds)
+        self._reporting = asyncio.create_task(self._keep_reporting(report))
+
+    async def _keep_reporting(self, to: "EngineReport") -> None:
+        while True:
+            to.report(self._node.stats())
+            await asyncio.sleep(_REPORT_S)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult, None]:
         yield await self._node.generate(request)
@@ -151,6 +177,8 @@ class GeneratorReplica:
         await self._node.check_health()
 
     async def __del__(self) -> None:  # Serve awaits it
+        if self._reporting is not None:
+            self._reporting.cancel()
         await self._node.stop()
 
 

@@ -1,7 +1,7 @@
 """The canonical requests and answers that travel through the graph; knows no dialect and no wire format."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -196,6 +196,16 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """What of a request's time was the engine's: seconds from its arrival there until it began to be computed, until
+    its first token, and until the last so far."""
+
+    queue_s: float
+    first_token_s: float
+    last_token_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateChunk:
     """Several new tokens of sequence `index`.
 
@@ -203,7 +213,7 @@ class GenerateChunk:
     empty while `token_ids` is not, and the other way round. `prompt_logprobs` comes with the first chunk of sequence
     0 where asked for: one entry for each prompt token, None for the first. `finish_reason` comes once for each
     sequence, with its last chunk; `stop_reason` is the stop string or stop token id that ended it. `usage` comes once,
-    with the very last chunk of the request.
+    with the very last chunk of the request; `timing` comes with the first and with the last.
     """
 
     index: int
@@ -214,6 +224,7 @@ class GenerateChunk:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     usage: Usage | None = None
+    timing: Timing | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,3 +246,4 @@ class GenerateResult:
     sequences: tuple[SequenceOutput, ...]
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None
     usage: Usage
+    timing: Timing | None = field(default=None, compare=False)

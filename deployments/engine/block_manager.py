@@ -25,6 +25,9 @@ class BlockManager:
         self._digest_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
         self._digests: dict[int, list[bytes]] = {}
+        # Of the prompts of all sequences that began, and those of them that were found here.
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
 
     @property
     def num_free(self) -> int:
@@ -51,6 +54,8 @@ class BlockManager:
         sequence.num_computed = len(sequence.block_table) * self.block_size
         if sequence.num_cached is None:
             sequence.num_cached = min(sequence.num_computed, len(sequence.prompt_token_ids))
+            self.num_prompt_tokens += len(sequence.prompt_token_ids)
+            self.num_cached_tokens += sequence.num_cached
 
     def extend(self, sequence: Sequence, num_tokens: int) -> bool:
         """Makes room for the sequence's first `num_tokens` tokens; False, and nothing done, if blocks are missing."""

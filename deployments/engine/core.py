@@ -11,7 +11,7 @@ from deployments.config import EngineConfig
 from deployments.engine.block_manager import BlockManager
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.prompt_lookup import PromptLookup
-from deployments.engine.protocol import EngineStats, RawLogprobs, TokenDelta
+from deployments.engine.protocol import EngineStats, EngineTotals, RawLogprobs, TokenDelta
 from deployments.engine.sampler import Sampler, SamplerRow
 from deployments.engine.sampling.sequence_state import SequenceState
 from deployments.engine.scheduler import Advanced, Batch, ScheduledSequence, Scheduler
@@ -24,10 +24,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step brought: new tokens by the group of their sequence, and why it failed some groups."""
+    """What a step brought: new tokens by the group of their sequence, and why it failed some groups. `begun` are the
+    groups whose first step it was."""
 
     deltas: dict[int, list[TokenDelta]] = field(default_factory=dict)
     failed: dict[int, ServiceError] = field(default_factory=dict)
+    begun: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -66,6 +68,8 @@ class EngineCore:
         self._sampler_states: dict[int, SequenceState] = {}
         self._prompt_logprobs: dict[int, list[RawLogprobs | None]] = {}
         self._awaited: list[tuple[PreparedAdapter, Callable[[], None]]] = []
+        self._unbegun: set[int] = set()
+        self._num_steps = self._num_step_sequences = self._num_step_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -78,10 +82,19 @@ class EngineCore:
             num_free_blocks=self._blocks.num_free,
             num_blocks=self._blocks.num_blocks,
             num_pending_tokens=self._scheduler.num_pending_tokens,
+            totals=EngineTotals(
+                steps=self._num_steps,
+                step_sequences=self._num_step_sequences,
+                step_tokens=self._num_step_tokens,
+                prompt_tokens=self._blocks.num_prompt_tokens,
+                cached_tokens=self._blocks.num_cached_tokens,
+                preemptions=self._scheduler.num_preemptions,
+            ),
         )
 
     def add(self, group: int, sequences: Sequence[TokenSequence]) -> None:
         self._sequences[group] = list(sequences)
+        self._unbegun.add(group)
         for sequence in sequences:
             self._scheduler.add(sequence)
 
@@ -107,7 +120,7 @@ class EngineCore:
         self._release_caches()
         if batch is None:
             raise RuntimeError("sequences wait and none of them can be scheduled")
-        result = StepResult()
+        result = StepResult(begun=self._count(batch))
         try:
             self._compute(batch, result)
         except Exception:
@@ -119,6 +132,17 @@ class EngineCore:
             result.deltas.pop(group, None)
             self.remove(group)
         return result
+
+    def _count(self, batch: Batch) -> list[int]:
+        """Adds the step to the totals; answers the groups whose first it is."""
+        self._num_steps += 1
+        self._num_step_sequences += len(batch.scheduled)
+        self._num_step_tokens += batch.num_tokens
+        if not self._unbegun:
+            return []
+        begun = self._unbegun.intersection(item.sequence.group for item in batch.scheduled)
+        self._unbegun -= begun
+        return list(begun)
 
     def _compute(self, batch: Batch, result: StepResult) -> None:
         logits = self._runner.run(batch)
@@ -217,6 +241,7 @@ class EngineCore:
             self._sequences[sequence.group].remove(sequence)
             if not self._sequences[sequence.group]:
                 del self._sequences[sequence.group]
+                self._unbegun.discard(sequence.group)
         self._announce_unused()
 
     def _announce_unused(self) -> None:

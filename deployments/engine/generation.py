@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from deployments.engine.protocol import TokenDelta
+from deployments.types import Timing
 
 
 class QueuedGeneration:
@@ -11,6 +12,7 @@ class QueuedGeneration:
 
     `stop` tells the engine to end sequences; `forget` that nothing is awaited any more. `wants_pieces` and `has_begun`
     are for `Delivery`, in the step thread: whether tokens are awaited before a sequence ends, and whether some came.
+    `note_begin` and `note_tokens` are the step thread's too. All times are of one clock.
     """
 
     def __init__(
@@ -18,6 +20,7 @@ class QueuedGeneration:
         indexes: Sequence[int],
         *,
         wants_pieces: bool,
+        submitted_at: float = 0.0,
         stop: Callable[[Sequence[int]], None],
         forget: Callable[[], None],
     ) -> None:
@@ -30,11 +33,32 @@ class QueuedGeneration:
         self._deltas: list[TokenDelta] = []
         self._error: Exception | None = None
         self._changed = asyncio.Event()
+        self._submitted_at = submitted_at
+        self._begun_at: float | None = None
+        self._first_at: float | None = None
+        self._last_at = submitted_at
 
     @property
     def is_open(self) -> bool:
         """Whether tokens are still wanted; may be asked from any thread."""
         return bool(self._open)
+
+    @property
+    def timing(self) -> Timing | None:
+        if self._begun_at is None or self._first_at is None:
+            return None
+        begun_s, first_s, last_s = (at - self._submitted_at for at in (self._begun_at, self._first_at, self._last_at))
+        return Timing(begun_s, first_s, last_s)
+
+    def note_begin(self, at: float) -> None:
+        """Its first step began."""
+        self._begun_at = at
+
+    def note_tokens(self, at: float) -> None:
+        """A step that brought it tokens has ended."""
+        self._last_at = at
+        if self._first_at is None:
+            self._first_at = at
 
     async def __aiter__(self) -> AsyncIterator[Sequence[TokenDelta]]:
         while True:

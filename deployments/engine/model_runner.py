@@ -14,6 +14,7 @@ from deployments.engine.protocol import LoadedAdapter
 from deployments.engine.sampling.draw import Draw
 from deployments.engine.scheduler import Batch
 from deployments.engine.sequence import PreparedAdapter, Sequence
+from deployments.start_phases import StartPhases
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +45,20 @@ class ModelRunner(Protocol):
         """Forgets what it keeps for a sequence."""
 
 
-def load_runner(path: Path, config: EngineConfig, home: Path) -> ModelRunner:
+def load_runner(path: Path, config: EngineConfig, home: Path, *, phases: StartPhases | None = None) -> ModelRunner:
     """Loads the model of a directory into the runner that computes it best.
 
     What the native kernels need is prepared under `home`, once. Raises OSError or ValueError, with a sentence, when the
-    directory does not hold a model that can be run.
+    directory does not hold a model that can be run. `phases` learn what took how long.
     """
+    phases = phases or StartPhases()
     try:
-        return load_native_runner(path, config, home)
+        return load_native_runner(path, config, home, phases=phases)
     except Unsupported as reason:
         logger.info("%s runs on torch, not on the native kernels: %s", path.name, reason)
     # Imported here: transformers takes seconds to import, and the native kernels do without it.
-    from deployments.engine.transformers_runner import load_transformers_runner
+    with phases.within("imports"):
+        from deployments.engine.transformers_runner import load_transformers_runner
 
-    return load_transformers_runner(path, config)
+    with phases.within("weights"):
+        return load_transformers_runner(path, config)

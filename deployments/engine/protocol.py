@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from deployments.types import AdapterRef, FinishReason, GenerateRequest
+from deployments.types import AdapterRef, FinishReason, GenerateRequest, Timing
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -63,6 +63,25 @@ class LoadedAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineTotals:
+    """What the engine has done since it started.
+
+    step_sequences, step_tokens: summed over the steps, those that a step computed. prompt_tokens: of sequences that
+    began; cached_tokens: those of them that were found in the cache. adapter_loads: that took something.
+    """
+
+    steps: int = 0
+    step_s: float = 0.0
+    step_sequences: int = 0
+    step_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    adapter_loads: int = 0
+    adapter_load_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """What the engine holds at this moment. Of adapters, those that new requests can use. num_pending_tokens: of
     prompts, that wait to be computed."""
@@ -74,6 +93,7 @@ class EngineStats:
     num_pending_tokens: int = 0
     num_adapters: int = 0
     adapter_bytes: int = 0
+    totals: EngineTotals = EngineTotals()
 
 
 class Generation(Protocol):
@@ -83,6 +103,10 @@ class Generation(Protocol):
     """
 
     def __aiter__(self) -> AsyncIterator[Sequence[TokenDelta]]: ...
+
+    @property
+    def timing(self) -> Timing | None:
+        """None before its first token."""
 
     def stop_sequence(self, index: int) -> None:
         """Ends one sequence, because its text is complete; the others go on."""

@@ -97,6 +97,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._released: list[Sequence] = []
+        self.num_preemptions = 0
 
     @property
     def num_waiting(self) -> int:
@@ -220,6 +221,7 @@ class Scheduler:
             self._release(last)
             insort(self._waiting, last, key=_arrival)
             preempted.append(last)
+            self.num_preemptions += 1
         return preempted
 
     def _awaits_sibling(self, sequence: Sequence) -> bool:

@@ -53,6 +53,10 @@ class TorchEngine:
         self._keys = itertools.count()
         self._generations: dict[int, QueuedGeneration] = {}
         self._delivery = Delivery(config.stream_interval_s, clock)
+        self._clock = clock
+        self._step_s = 0.0
+        self._adapter_loads = 0
+        self._adapter_load_s = 0.0
         self._stats = EngineStats(0, 0, 0, 0)
         # Guards everything below.
         self._changed = threading.Condition()
@@ -97,6 +101,7 @@ class TorchEngine:
         generation = QueuedGeneration(
             [sequence.index for sequence in sequences],
             wants_pieces=wants_pieces,
+            submitted_at=self._clock(),
             stop=lambda indexes: self._command(lambda core: core.remove(group, indexes)),
             forget=lambda: self._forget(group),
         )
@@ -111,7 +116,14 @@ class TorchEngine:
 
     def stats(self) -> EngineStats:
         num_adapters, adapter_bytes = self._adapters.totals()
-        return dataclasses.replace(self._stats, num_adapters=num_adapters, adapter_bytes=adapter_bytes)
+        stats = self._stats
+        totals = dataclasses.replace(
+            stats.totals,
+            step_s=self._step_s,
+            adapter_loads=self._adapter_loads,
+            adapter_load_s=self._adapter_load_s,
+        )
+        return dataclasses.replace(stats, num_adapters=num_adapters, adapter_bytes=adapter_bytes, totals=totals)
 
     async def load_adapter(self, adapter: LoadedAdapter) -> int:
         """Prepares it beside the step thread; the sequences of later requests carry it into their steps."""
@@ -119,7 +131,10 @@ class TorchEngine:
         if self._dead is not None or runner is None:
             raise EngineDead(self._dead)
         if adapter.ref not in self._adapters:
+            began_at = self._clock()
             self._adapters.add(await asyncio.to_thread(runner.prepare_adapter, adapter))
+            self._adapter_loads += 1
+            self._adapter_load_s += self._clock() - began_at
         return self._adapters.get(adapter.ref).num_bytes
 
     async def unload_adapter(self, adapter: AdapterRef) -> None:
@@ -193,8 +208,12 @@ class TorchEngine:
         reason = "the engine was stopped"
         try:
             while self._obey(core):
+                began_at = self._clock()
                 result = core.step()
+                ended_at = self._clock()
+                self._step_s += ended_at - began_at
                 self._stats = core.stats()
+                self._note_times(result, began_at, ended_at)
                 self._deliver(result)
         except BaseException as error:
             logger.exception("the step thread died")
@@ -222,6 +241,14 @@ class TorchEngine:
             self._stats = core.stats()
             if core.has_work:
                 return True
+
+    def _note_times(self, result: StepResult, began_at: float, ended_at: float) -> None:
+        for group in result.begun:
+            if (generation := self._generations.get(group)) is not None:
+                generation.note_begin(began_at)
+        for group in result.deltas:
+            if (generation := self._generations.get(group)) is not None:
+                generation.note_tokens(ended_at)
 
     def _deliver(self, result: StepResult) -> None:
         for group, deltas in result.deltas.items():

@@ -13,6 +13,7 @@ from deployments.engine.native.architecture import PAGE_TOKENS, Unsupported, rea
 from deployments.engine.native.build import compiled_kernels, is_compiled, load_kernels, missing_on_this_machine
 from deployments.engine.native.weight_file import read_metadata
 from deployments.model_preparation.cache import MANIFEST, prepared
+from deployments.start_phases import StartPhases
 
 if TYPE_CHECKING:
     from deployments.engine.native.native_runner import NativeRunner
@@ -94,13 +95,24 @@ def prepare(directory: Path, config: EngineConfig, home: Path, *, report: Callab
 
 
 def load_native_runner(
-    directory: Path, config: EngineConfig, home: Path, *, report: Callable[[str], None] = logger.info
+    directory: Path,
+    config: EngineConfig,
+    home: Path,
+    *,
+    report: Callable[[str], None] = logger.info,
+    phases: StartPhases | None = None,
 ) -> "NativeRunner":
     """The runner of a model directory, which is prepared first where it is not. Raises what `prepare` raises."""
-    weights = prepare(directory, config, home, report=report)
-    from deployments.engine.native.native_runner import NativeRunner
+    phases = phases or StartPhases()
+    with phases.within("preparing"):
+        weights = prepare(directory, config, home, report=report)
+    with phases.within("imports"):
+        from deployments.engine.native.native_runner import NativeRunner
 
-    return NativeRunner(read_architecture(directory), weights, config, load_kernels(home / "kernels"))
+    with phases.within("kernels"):
+        kernels = load_kernels(home / "kernels")
+    with phases.within("weights"):
+        return NativeRunner(read_architecture(directory), weights, config, kernels)
 
 
 def _prepared_directory(directory: Path, home: Path) -> Path:
