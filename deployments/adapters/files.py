@@ -1,23 +1,26 @@
 """Adapters' files on this machine's disk, shared by its generators. Blocks; knows no engine."""
 
-import fcntl
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+from deployments.adapters.directories import held, make_room
+from deployments.checkpoints import manifest as manifests
 from deployments.checkpoints.artifacts import ArtifactStore
+from deployments.checkpoints.digests import check_digest, sha256
+from deployments.checkpoints.manifest import Manifest
+from deployments.checkpoints.store import UnusableStore
 from deployments.engine.lora.peft_files import read_adapter
 from deployments.engine.protocol import LoadedAdapter
-from deployments.errors import CorruptObject, InvalidAdapter, ObjectNotFound
+from deployments.errors import CorruptObject, InvalidAdapter, ObjectNotFound, ObjectStoreError, StorageError
 from deployments.types import AdapterRef
 
 KIND = "adapter"
 """What an adapter's manifest says that it is."""
 
-_LOCK = ".lock"
+_FILES = "files"
+_MANIFEST = "manifest.json"
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +28,8 @@ logger = logging.getLogger(__name__)
 class AdapterFiles:
     """A directory with one for each adapter, named by its digest; those read longest ago go when there is no room.
 
-    Any number of threads and processes may use the directory at the same time.
+    Any number of threads and processes may use the directory at the same time. What is here is read, verified, without
+    the object store.
     """
 
     def __init__(self, directory: Path, open_store: Callable[[], ArtifactStore], *, max_bytes: int) -> None:
@@ -36,52 +40,55 @@ class AdapterFiles:
         self._max_bytes = max_bytes
 
     def read(self, ref: AdapterRef) -> LoadedAdapter:
-        """The adapter, fetched if need be and verified in any case.
+        """The adapter, fetched if need be.
 
         Raises InvalidAdapter where it is none; CorruptObject where it is damaged or missing in the object store;
-        ObjectStoreError where that does not answer; OSError where this disk cannot be used.
+        ObjectStoreError where that does not answer; StorageError where this disk cannot be used.
         """
-        path = self._directory / ref.digest
-        with self._held(fcntl.LOCK_SH):
-            try:
-                manifest = self._artifacts().fetch(ref.digest, path)
-            except ObjectNotFound as error:
-                raise CorruptObject(f"files of the adapter {ref.id!r} are missing in the object store") from error
+        try:
+            return self._read(ref)
+        except OSError as error:
+            logger.error("adapters cannot be kept in %s: %s", self._directory, error)
+            raise StorageError("this machine's disk cannot keep the adapter at the moment") from error
+
+    def _read(self, ref: AdapterRef) -> LoadedAdapter:
+        path = self._directory / check_digest(ref.digest)
+        with held(path):
+            os.utime(path)
+            found = _verified(path, ref.digest)
+            manifest = found or self._fetch(ref, path)
             if manifest.about.get("kind") != KIND:
                 raise InvalidAdapter(f"{ref.id!r} is no adapter")
-            os.utime(path)
-            adapter = read_adapter(path, ref)
-        self._make_room(keep=path)
+            adapter = read_adapter(path / _FILES, ref)
+        if found is None:
+            make_room(self._directory, max_bytes=self._max_bytes, keep=path.name)
         return adapter
 
-    def _artifacts(self) -> ArtifactStore:
-        if self._store is None:
-            self._store = self._open_store()
-        return self._store
-
-    def _make_room(self, *, keep: Path) -> None:
-        """Where others are reading, the next one makes room."""
+    def _fetch(self, ref: AdapterRef, path: Path) -> Manifest:
+        """Of several that fetch an adapter at the same time, one does, and the others find what it made."""
         try:
-            with self._held(fcntl.LOCK_EX | fcntl.LOCK_NB):
-                found = sorted(
-                    (path.stat().st_mtime, path) for path in self._directory.iterdir() if not path.name.startswith(".")
-                )
-                sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for _, path in found}
-                excess = sum(sizes.values()) - self._max_bytes
-                for _, path in found:
-                    if excess > 0 and path != keep:
-                        excess -= sizes[path]
-                        shutil.rmtree(path)
-        except BlockingIOError:
-            pass
+            if self._store is None:
+                self._store = self._open_store()
+            manifest = self._store.fetch(ref.digest, path / _FILES)
+        except ObjectNotFound as error:
+            raise CorruptObject(f"files of the adapter {ref.id!r} are missing in the object store") from error
+        except UnusableStore as error:
+            logger.error("adapters cannot be fetched: %s", error)
+            raise ObjectStoreError("the object store that holds the adapters is not set up as it must be") from error
+        # Whoever finds half of it sees that by its digest.
+        (path / _MANIFEST).write_bytes(manifests.encode(manifest))
+        return manifest
 
-    @contextmanager
-    def _held(self, kind: int) -> Iterator[None]:
-        """Shared by those who read, alone for who removes."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, kind)
-            yield
-        finally:
-            os.close(descriptor)
+
+def _verified(path: Path, digest: str) -> Manifest | None:
+    """The manifest of the adapter whose files are all here and undamaged."""
+    try:
+        encoded = (path / _MANIFEST).read_bytes()
+        if sha256(encoded) != digest:
+            return None
+        manifest = manifests.decode(encoded)
+        if any(sha256(path / _FILES / file.name) != file.sha256 for file in manifest.files):
+            return None
+    except FileNotFoundError:
+        return None
+    return manifest
