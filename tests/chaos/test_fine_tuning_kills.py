@@ -19,7 +19,7 @@ from tests.databases import PostgreSQLServer, running_postgresql
 from tests.factories import CORPUS, make_tiny_model
 from tests.integration.service import LOCAL_CONFIG, Service, running, wait_until
 from tests.seaweedfs import SeaweedFS, running_seaweedfs
-from tests.webhook_receiver import Receiver, receiving
+from tests.webhook_subscriber import Receiver, receiving
 
 SEED = int(os.environ.get("TRITEXT_CHAOS_SEED", "1"))
 NUM_JOBS = int(os.environ.get("TRITEXT_CHAOS_JOBS", "8"))

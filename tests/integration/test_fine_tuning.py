@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import Webhook
 
 from tests.integration.service import LOCAL_CONFIG, MODEL, Service, running
 from tests.seaweedfs import SeaweedFS
-from tests.webhook_receiver import Receiver, receiving
+from tests.webhook_subscriber import Receiver, receiving
 
 pytestmark = pytest.mark.timeout(600)
 
