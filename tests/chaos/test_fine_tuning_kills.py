@@ -19,7 +19,7 @@ from tests.databases import PostgreSQLServer, running_postgresql
 from tests.factories import CORPUS, make_tiny_model
 from tests.integration.service import LOCAL_CONFIG, Service, running, wait_until
 from tests.seaweedfs import SeaweedFS, running_seaweedfs
-from tests.webhook_subscriber import Receiver, receiving
+from tests.webhook_subscriber import Subscriber, subscribed
 
 SEED = int(os.environ.get("TRITEXT_CHAOS_SEED", "1"))
 NUM_JOBS = int(os.environ.get("TRITEXT_CHAOS_JOBS", "8"))
@@ -175,8 +175,8 @@ def test_every_job_ends_once_and_every_subscriber_hears_of_it(
 ) -> None:
     url = service.variables["TRITEXT_DATABASE_URL"]
     with (
-        receiving(refuses=0.3, seed=SEED) as first,
-        receiving() as second,
+        subscribed(refuses=0.3, seed=SEED) as first,
+        subscribed() as second,
         httpx.Client(base_url=service.url, headers=service.headers, timeout=30) as client,
     ):
         for receiver in (first, second):
@@ -238,7 +238,7 @@ def check_ends(url: str, jobs: Sequence[str]) -> None:
     assert {job: len(messages) for job, messages in ends.items()} == dict.fromkeys(jobs, 1)
 
 
-def check_webhooks(receiver: Receiver, stored: dict[str, dict[str, Any]]) -> None:
+def check_webhooks(receiver: Subscriber, stored: dict[str, dict[str, Any]]) -> None:
     """One event of each job, under one id however often it came, that says how the job ended."""
     events: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for delivery in receiver.deliveries:

@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import Webhook
 
 from tests.integration.service import LOCAL_CONFIG, MODEL, Service, running
 from tests.seaweedfs import SeaweedFS
-from tests.webhook_subscriber import Receiver, receiving
+from tests.webhook_subscriber import Subscriber, subscribed
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -63,13 +63,13 @@ def openai_client(service: Service) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as receiver:
+def receiver() -> Iterator[Subscriber]:
+    with subscribed() as receiver:
         yield receiver
 
 
 @pytest.fixture(scope="module")
-def endpoint(client: httpx.Client, receiver: Receiver) -> Any:
+def endpoint(client: httpx.Client, receiver: Subscriber) -> Any:
     events = ["finetune.completed", "finetune.failed", "fine_tuning.job.succeeded"]
     answer = client.post("/v1/aitextgen/webhooks/create", json={"url": receiver.url, "events": events})
     assert answer.status_code == 201, answer.text
@@ -117,7 +117,7 @@ def test_the_model_is_listed_with_its_base(openai_client: openai.OpenAI, trained
 
 
 def test_subscribers_are_told_in_both_vocabularies(
-    trained: Any, endpoint: Any, receiver: Receiver, openai_client: openai.OpenAI
+    trained: Any, endpoint: Any, receiver: Subscriber, openai_client: openai.OpenAI
 ) -> None:
     [ours] = receiver.wait_for(1, timeout_s=30, model_id=trained["model_id"])
     assert ours.event["type"] == "finetune.completed"
@@ -131,7 +131,7 @@ def test_subscribers_are_told_in_both_vocabularies(
     assert (unwrapped.type, unwrapped.data.id) == ("fine_tuning.job.succeeded", job_id)
 
 
-def test_the_same_through_openais_client(openai_client: openai.OpenAI, receiver: Receiver, endpoint: Any) -> None:
+def test_the_same_through_openais_client(openai_client: openai.OpenAI, receiver: Subscriber, endpoint: Any) -> None:
     del endpoint
     lines = "\n".join(json.dumps({"text": document}) for document in DOCUMENTS)
     file = openai_client.files.create(file=("fact.jsonl", io.BytesIO(lines.encode())), purpose="fine-tune")
