@@ -73,7 +73,7 @@ class _Losses:
     def add(self, loss: ReplicaLost) -> None:
         """Raises the loss where it is one too many."""
         self._number += 1
-        self._meter.add(REPLICAS_LOST, model=self._request.model)
+        self._meter.add(REPLICAS_LOST, 1, model=self._request.model)
         if self._number >= MAX_LOSSES:
             raise loss
         logger.warning("request %s goes on at another replica", self._request.request_id)

@@ -56,7 +56,7 @@ class Meter(Protocol):
     Every label of the metric is given, and no other. To be used from one thread.
     """
 
-    def add(self, counter: Counter, amount: float = 1.0, **labels: str) -> None:
+    def add(self, counter: Counter, amount: float, **labels: str) -> None:
         """An amount of 0 changes nothing."""
 
     def set(self, gauge: Gauge, value: float, **labels: str) -> None: ...
@@ -67,7 +67,7 @@ class Meter(Protocol):
 class NoMeter:
     """Implements `Meter` where nobody looks."""
 
-    def add(self, counter: Counter, amount: float = 1.0, **labels: str) -> None:
+    def add(self, counter: Counter, amount: float, **labels: str) -> None:
         pass
 
     def set(self, gauge: Gauge, value: float, **labels: str) -> None:

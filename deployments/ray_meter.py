@@ -16,7 +16,7 @@ class RayMeter:
     def __init__(self) -> None:
         self._instruments: dict[str, Any] = {}
 
-    def add(self, counter: Counter, amount: float = 1.0, **labels: str) -> None:
+    def add(self, counter: Counter, amount: float, **labels: str) -> None:
         if amount:
             self._instrument(counter).inc(amount, labels)
 

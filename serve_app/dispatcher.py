@@ -14,11 +14,15 @@ from deployments.checkpoints.probe import probe
 from deployments.errors import ObjectStoreError
 from deployments.ray_fine_tuner import MakeNode, RayFineTuner, make_node
 from deployments.ray_graph import Handle
+from deployments.ray_logging import log_as_serve
+from deployments.ray_meter import RayMeter
 from serve_app.config import AppConfig, Secrets
+from serve_app.stores.backlog import SqlBacklog
 from serve_app.stores.database import open_database
 from serve_app.stores.job_queue import SqlJobQueue
 from serve_app.stores.retention import SqlRetention
 from serve_app.stores.webhook_queue import SqlOutbox
+from serve_app.use_cases.backlog import BacklogReport
 from serve_app.use_cases.chores import Chore, repeating
 from serve_app.use_cases.dispatch import Dispatcher
 from serve_app.use_cases.retention import Retention
@@ -31,6 +35,7 @@ DISPATCHER = "Dispatcher"
 
 _COLLECT_S = 300.0
 """How often each dispatcher asks whether it is its turn to collect garbage."""
+_MEASURE_S = 5.0
 _NUDGE_S = 5.0
 """How long a nudge may take to find a dispatcher; those that are not nudged look by themselves."""
 _SHUTDOWN_S = 30.0
@@ -44,24 +49,34 @@ class DispatcherReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: AppConfig, make_node: MakeNode = make_node
     ) -> None:
+        log_as_serve()
+        meter = RayMeter()
         secrets = Secrets.load()
         self._resources = AsyncExitStack()
         enter = self._resources.enter_async_context
         database = await enter(open_database(secrets.database_url(config)))
         rules = address_rules(config.webhooks)
         sender = HttpSender(rules, await enter(system_resolver()), timeout_s=config.webhooks.timeout_s)
-        self._delivery = WebhookDelivery(SqlOutbox(database), sender, SealedSecrets(secrets.pepper()), config.webhooks)
+        self._delivery = WebhookDelivery(
+            SqlOutbox(database), sender, SealedSecrets(secrets.pepper()), config.webhooks, meter=meter
+        )
         await enter(self._delivery.running())
         artifacts = open_artifacts(config.graph.checkpoints, secrets.home)
         await _probe(artifacts)
         retention = Retention(SqlRetention(database), artifacts, config.fine_tuning)
-        await enter(repeating(Chore("collecting garbage", retention.collect, _COLLECT_S)))
+        backlog = BacklogReport(SqlBacklog(database), meter)
+        chores = (
+            Chore("collecting garbage", retention.collect, _COLLECT_S),
+            Chore("measuring what waits", backlog.measure, _MEASURE_S),
+        )
+        await enter(repeating(*chores))
         self._dispatcher = Dispatcher(
             SqlJobQueue(database, config.fine_tuning),
             RayFineTuner(config.graph, make_node=make_node),
             config.fine_tuning,
             worker=token_hex(16),
             on_end=self._delivery.nudge,
+            meter=meter,
         )
         await enter(self._dispatcher.running())
 

@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.checkpoints.opening import open_artifacts
 from deployments.ray_graph import Handle, connect_graph
+from deployments.ray_logging import log_as_serve
+from deployments.ray_meter import RayMeter
 from serve_app.api import create_api
 from serve_app.config import AppConfig, Secrets
 from serve_app.dispatcher import DISPATCHER, DispatcherClient
@@ -52,6 +54,7 @@ INGRESS = "Ingress"
 _STATUS_TIMEOUT_S = 5.0
 _LAST_USED_S = 60.0
 _DELETE_EXPIRED_S = 600.0
+_MEASURE_S = 5.0
 
 
 class Ingress:
@@ -60,6 +63,8 @@ class Ingress:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: AppConfig, tokenizer: Handle, generators: Mapping[str, Handle], dispatcher: Handle
     ) -> None:
+        log_as_serve()
+        meter = RayMeter()
         secrets = Secrets.load()
         self._resources = AsyncExitStack()
         database_url = secrets.database_url(config)
@@ -69,7 +74,7 @@ class Ingress:
         owner = token_hex(16)
         ledger = SqlAdmissionStore(database)
         rules = Rules(make_prices(config.billing), make_limits(config.limits))
-        admission = Admission(ledger, rules, owner=owner)
+        admission = Admission(ledger, rules, owner=owner, meter=meter)
         upkeep = LedgerUpkeep(admission, ledger, SqlOwners(database), rules.prices, owner=owner)
         await self._resources.enter_async_context(upkeep.running())
         keys = Keys(SqlKeyStore(database), secrets.pepper())
@@ -77,9 +82,10 @@ class Ingress:
         chores = (
             Chore("noting when keys were used", keys.save_last_used, _LAST_USED_S),
             Chore("deleting old answers", answers.delete_expired, _DELETE_EXPIRED_S),
+            Chore("measuring reservations", admission.measure, _MEASURE_S),
         )
         await self._resources.enter_async_context(repeating(*chores))
-        graph = connect_graph(config.graph, tokenizer, generators)
+        graph = connect_graph(config.graph, tokenizer, generators, meter)
         tuned_models = TunedModels(SqlTunedModels(database))
         catalog = ModelCatalog(config.graph.models)
         models = Models(catalog, tuned_models)
@@ -97,7 +103,7 @@ class Ingress:
             fine_tuning=fine_tuning,
             document_training=DocumentTraining(files, fine_tuning, config.fine_tuning),
             webhooks=webhooks,
-            generation=TextGeneration(graph, models, admission),
+            generation=TextGeneration(graph, models, admission, meter),
             accounts=Accounts(SqlAccountStore(database)),
             keys=keys,
             admission=admission,

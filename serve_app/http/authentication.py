@@ -3,7 +3,7 @@
 from starlette.requests import Request
 
 from deployments.errors import PermissionDenied, Unauthenticated
-from serve_app.http.request_id import unique_request_id
+from serve_app.http.request_id import received_at, unique_request_id
 from serve_app.services import Services
 from serve_app.use_cases.callers import Caller, Dialect, Principal, Scope
 
@@ -18,7 +18,7 @@ async def authenticate(
 ) -> Caller:
     """The caller of a dialect, whom the request's state remembers as `caller`. Raises what `identify` raises."""
     principal = await identify(request, services, scope=scope, allow_raw_key=allow_raw_key)
-    caller = Caller(unique_request_id(request), dialect, principal)
+    caller = Caller(unique_request_id(request), dialect, principal, received_at=received_at(request))
     request.state.caller = caller
     return caller
 

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -25,8 +26,15 @@ def scope_request_id(scope: Scope) -> str:
     return request_id
 
 
+def received_at(request: Request) -> float:
+    """When the request came, in seconds of the monotonic clock."""
+    at: float = request.scope.setdefault("state", {}).setdefault("received_at", time.monotonic())
+    return at
+
+
 class RequestIdMiddleware:
-    """Takes over `x-request-id` when it is short and of plain characters, else makes one; answers it back."""
+    """Takes over `x-request-id` when it is short and of plain characters, else makes one; answers it back. Notes when
+    the request came."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -37,7 +45,7 @@ class RequestIdMiddleware:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE.fullmatch(given) else secrets.token_hex(16)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, received_at=time.monotonic())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

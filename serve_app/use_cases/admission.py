@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from deployments.errors import OutOfCredits, Overloaded, RateLimited
+from deployments.meter import Counter, Gauge, Meter, NoMeter
 from serve_app.config import DialectLimits, LimitsConfig
 from serve_app.ledger.billing import Price, hold
 from serve_app.ledger.entries import (
@@ -30,6 +31,16 @@ _CONCURRENCY_RETRY_S = 1.0
 _SETTLE_RETRY_S = 1.0
 _DRAIN_TIMEOUT_S = 10.0
 _NO_LIMITS = KeyLimits()
+
+REFUSALS = Counter(
+    "tritext_refusals_total",
+    "Requests that were not let in, by what was used up: window, concurrency, credit",
+    ("dialect", "reason"),
+)
+OPEN = Gauge("tritext_open_reservations", "Requests of this process that are admitted and not settled")
+OLDEST = Gauge("tritext_oldest_reservation_seconds", "The age of the oldest of them, 0 without any")
+UNSETTLED = Gauge("tritext_unsettled_requests", "Settlements of this process that are being written, or tried again")
+METRICS = (REFUSALS, OPEN, OLDEST, UNSETTLED)
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +139,17 @@ class Admission:
     """Admission and settlement for one process, whose name in the ledger is `owner`."""
 
     def __init__(
-        self, store: AdmissionStore, rules: Rules, *, owner: str, monotonic: Callable[[], float] = time.monotonic
+        self,
+        store: AdmissionStore,
+        rules: Rules,
+        *,
+        owner: str,
+        meter: Meter | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._rules = rules
+        self._meter = meter or NoMeter()
         self._owner = owner
         self._monotonic = monotonic
         self._open: dict[str, tuple[float, Reservation]] = {}
@@ -158,7 +176,7 @@ class Admission:
         )
         verdict = await self._opened(Opening(line, limits.windows, limits.max_concurrent))
         caller.limits = verdict.standings
-        _raise_refusal(verdict, limits, most)
+        self._raise_refusal(verdict, dialect, limits, most)
         line = replace(line, created_at=verdict.at)
         reservation = Reservation(self, line, price, _token_windows(limits.windows))
         self._open[line.id] = (self._monotonic(), reservation)
@@ -178,7 +196,7 @@ class Admission:
             return
         verdict = await self._store.visit(Visit(principal.key_id, principal.account, dialect.value, limits.windows))
         caller.limits = verdict.standings
-        _raise_refusal(verdict, limits, Counts())
+        self._raise_refusal(verdict, dialect, limits, Counts())
 
     async def standings(self, principal: Principal, dialect: Dialect) -> tuple[WindowStanding, ...]:
         """How the key's windows stand; counts nothing."""
@@ -203,12 +221,25 @@ class Admission:
             await self._store.record(grown)
             self._recorded |= {progress.id: progress.counts for progress in grown if progress.id in self._open}
 
+    async def measure(self) -> None:
+        """How the reservations of this process stand; to be called every few seconds."""
+        now = self._monotonic()
+        ages = [now - admitted_at for admitted_at, _ in self._open.values()]
+        self._meter.set(OPEN, len(ages))
+        self._meter.set(OLDEST, max(ages, default=0.0))
+        self._meter.set(UNSETTLED, len(self._background))
+
     async def drain(self) -> None:
         """Returns when nothing is left to be settled in the background, or the store cannot be reached for long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
                 while self._background:
                     await asyncio.wait(self._background)
+
+    def _raise_refusal(self, verdict: Verdict, dialect: Dialect, limits: KeyLimits, most: Counts) -> None:
+        if verdict.refusal is not None:
+            self._meter.add(REFUSALS, 1, dialect=dialect.value, reason=verdict.refusal.value)
+        _raise_refusal(verdict, limits, most)
 
     async def _opened(self, opening: Opening) -> Verdict:
         """What the store says; whoever stops waiting for it leaves nothing open."""

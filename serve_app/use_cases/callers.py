@@ -1,6 +1,7 @@
 """Who asks, and in which dialect: settled once for each request, before its body is read. Pure; knows no HTTP."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from serve_app.limits.windows import Window as Window
@@ -50,13 +51,15 @@ class Caller:
     """One request's caller.
 
     request_id: unique to this request; it names the work done for it and its line in the ledger. limits: how the
-    key's windows stand, once the request was counted (also by a refusal); None before that.
+    key's windows stand, once the request was counted (also by a refusal); None before that. received_at: when the
+    request came, in seconds of the monotonic clock.
     """
 
     request_id: str
     dialect: Dialect
     principal: Principal
     limits: tuple[WindowStanding, ...] | None = None
+    received_at: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def account(self) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 
 from deployments.errors import StorageError
 from deployments.graph import FineTuner
+from deployments.meter import Meter, NoMeter
 from serve_app.config import FineTuningConfig
 from serve_app.jobs import transitions
 from serve_app.use_cases.job_queue import Claim, ClaimLost, JobQueue
@@ -49,6 +50,7 @@ class Dispatcher:
         *,
         worker: str,
         on_end: Callable[[], None] = lambda: None,
+        meter: Meter | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._queue = queue
@@ -56,6 +58,7 @@ class Dispatcher:
         self._config = config
         self._worker = worker
         self._on_end = on_end
+        self._meter = meter or NoMeter()
         self._now = now
         self._runs: dict[str, _Run] = {}
         self._renewed_at = self._steady_since = self._looked_at = -math.inf
@@ -110,7 +113,7 @@ class Dispatcher:
 
     def _start(self, claim: Claim) -> None:
         job = claim.job
-        run = JobRun(claim, self._queue, self._fine_tuner, self._config, now=self._now)
+        run = JobRun(claim, self._queue, self._fine_tuner, self._config, meter=self._meter, now=self._now)
         task = asyncio.create_task(run.run())
         self._runs[job.id] = _Run(job.fence, task)
         task.add_done_callback(partial(self._forget, job.id))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from deployments.errors import ContextLengthExceeded, InvalidParameter
 from deployments.graph import Graph
+from deployments.meter import Meter, NoMeter
 from deployments.types import (
     EncodeRequest,
     GenerateChunk,
@@ -26,6 +27,7 @@ from serve_app.use_cases import delivery
 from serve_app.use_cases.admission import Admission, Reservation
 from serve_app.use_cases.callers import Caller
 from serve_app.use_cases.models import Models
+from serve_app.use_cases.request_metrics import RequestMeasurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,11 @@ class TextGeneration:
     """Encodes, checks that the prompts fit, reserves what the answer may cost, asks the model's generator for all
     prompts of a command at once, and settles what was delivered."""
 
-    def __init__(self, graph: Graph, models: Models, admission: Admission) -> None:
+    def __init__(self, graph: Graph, models: Models, admission: Admission, meter: Meter | None = None) -> None:
         self._graph = graph
         self._models = models
         self._admission = admission
+        self._meter = meter or NoMeter()
 
     async def generate(self, command: GenerateCommand) -> list[PromptAnswer]:
         """As `answering`, for answers that are as good as sent."""
@@ -97,12 +100,13 @@ class TextGeneration:
         """
         requests = await self._prepare(command)
         generator = self._graph.generators[requests[0].model]
-        async with await self._reserve(command, requests) as reservation:
+        async with self._admitted(command, requests) as (reservation, measurement):
             tasks = [asyncio.create_task(generator.generate(request)) for request in requests]
             try:
                 results = await asyncio.gather(*tasks)
             finally:
                 await _cancel(tasks)
+            measurement.whole(results)
             answers = [
                 PromptAnswer(tuple(request.prompt_token_ids), select_best(result, command))
                 for request, result in zip(requests, results, strict=True)
@@ -120,10 +124,11 @@ class TextGeneration:
         if command.best_of is not None and command.best_of != command.n:
             raise InvalidParameter("best_of above n cannot be streamed: the best are known only at the end", "best_of")
         requests = await self._prepare(command)
-        async with await self._reserve(command, requests) as reservation:
+        async with self._admitted(command, requests) as (reservation, measurement):
             delivered = delivery.StreamCounts(detokenize=command.sampling.detokenize, drop_output=command.drop_output)
             async with aclosing(self._interleave(requests)) as items:
                 async for item in items:
+                    measurement.piece(item.chunk)
                     yield item
                     reservation.delivered(delivered.add(item.prompt_index, len(item.prompt_token_ids), item.chunk))
 
@@ -154,9 +159,20 @@ class TextGeneration:
         finally:
             await _cancel(tasks)
 
-    async def _reserve(self, command: GenerateCommand, requests: Sequence[GenerateRequest]) -> Reservation:
-        most = reduce(add, (delivery.most(request, drop_output=command.drop_output) for request in requests))
-        return await self._admission.admit(command.caller, _model_id(requests[0]), most)
+    @asynccontextmanager
+    async def _admitted(
+        self, command: GenerateCommand, requests: Sequence[GenerateRequest]
+    ) -> AsyncGenerator[tuple[Reservation, RequestMeasurement], None]:
+        """Within it the most that the answer may cost is reserved; its end settles and measures the request."""
+        measurement = RequestMeasurement(self._meter, command.caller, requests)
+        with measurement.running():
+            most = reduce(add, (delivery.most(request, drop_output=command.drop_output) for request in requests))
+            reservation = await self._admission.admit(command.caller, _model_id(requests[0]), most)
+            try:
+                async with reservation:
+                    yield reservation, measurement
+            finally:
+                measurement.charged(reservation.counts)
 
     async def _prepare(self, command: GenerateCommand) -> list[GenerateRequest]:
         """The requests for the generator: ids resolved, prompts encoded and fitting, seed and length settled."""

@@ -20,6 +20,7 @@ from deployments.errors import (
     WorkerLost,
 )
 from deployments.graph import FineTuner
+from deployments.meter import Counter, Meter, NoMeter
 from deployments.training import Alive, CheckpointSaved, Finished, Progress, Started, TrainingEvent, Validated
 from serve_app.config import FineTuningConfig
 from serve_app.jobs import transitions
@@ -30,6 +31,9 @@ from serve_app.use_cases.job_queue import Claim, ClaimLost, JobQueue
 PROGRESS_S = 1.0
 """How often progress is stored; the last of it always."""
 _TRY_AGAIN_S = 1.0
+
+JOBS_ENDED = Counter("tritext_jobs_ended_total", "Fine-tuning jobs that ended by themselves, by status", ("status",))
+METRICS = (JOBS_ENDED,)
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +48,14 @@ class JobRun:
         fine_tuner: FineTuner,
         config: FineTuningConfig,
         *,
+        meter: Meter | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._claim = claim
         self._queue = queue
         self._fine_tuner = fine_tuner
         self._config = config
+        self._meter = meter or NoMeter()
         self._now = now
         self._began_at: float | None = None
         self._progress: Progress | None = None  # not stored yet
@@ -135,11 +141,13 @@ class JobRun:
         job = self._claim.job
         while True:
             try:
-                await self._queue.advance(job.id, job.fence, transition)
+                after = await self._queue.advance(job.id, job.fence, transition)
             except StorageError as error:
                 logger.warning("job %s: %s; trying again", job.id, error)
                 await asyncio.sleep(_TRY_AGAIN_S)
             else:
+                if after.status.is_final:
+                    self._meter.add(JOBS_ENDED, 1, status=after.status.value)
                 return
 
     def _training_time_s(self) -> float:

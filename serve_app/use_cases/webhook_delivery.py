@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deployments.errors import StorageError
+from deployments.meter import Counter, Meter, NoMeter
 from serve_app.config import WebhooksConfig
 from serve_app.use_cases.chores import Chore, repeating
 from serve_app.use_cases.webhook_secrets import SealedSecrets, UnreadableSecret
@@ -28,6 +29,9 @@ _POLL_S = 1.0
 _RECORD_RETRY_S = 1.0
 _FORGET_S = 3600.0
 _DRAIN_S = 10.0
+
+ATTEMPTS = Counter("tritext_webhook_attempts_total", "Webhooks that were sent: succeeded, failed", ("outcome",))
+METRICS = (ATTEMPTS,)
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +107,7 @@ class WebhookDelivery:
         config: WebhooksConfig,
         *,
         lease_margin_s: float = LEASE_MARGIN_S,
+        meter: Meter | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -112,6 +117,7 @@ class WebhookDelivery:
         self._secrets = secrets
         self._config = config
         self._lease_margin_s = lease_margin_s
+        self._meter = meter or NoMeter()
         self._now = now
         self._monotonic = monotonic
         self._chance = chance
@@ -187,6 +193,7 @@ class WebhookDelivery:
         if self._monotonic() - claimed_at > self._lease_margin_s / 2:
             return  # this process was held up, and the lease may end before the attempt does
         attempt = await self._attempt(claim)
+        self._meter.add(ATTEMPTS, 1, outcome="succeeded" if attempt.succeeded else "failed")
         pause_s = None
         if claim.type is not EventType.TEST:  # a test asks how things are now
             pause_s = pause_after(attempt, claim.attempts + 1, self._config.retry_s, chance=self._chance())
