@@ -6,11 +6,11 @@ cd "$(dirname "$0")/../.."
 set -a
 source infra/ray/ray.env  # how Ray and Serve are set up
 source ~/.tritext/node.env  # secrets, by node_secrets.py
-RAY_SERVE_HAPROXY_BINARY_PATH=$HOME/.tritext/haproxy
 set +a
 [[ $RAY_AUTH_MODE == token && -s $RAY_AUTH_TOKEN_PATH ]] || { echo "no token: Ray would be open to everybody" >&2; exit 1; }
 
 .venv/bin/python -m infra.haproxy ~/.tritext
+export RAY_SERVE_HAPROXY_BINARY_PATH=$HOME/.tritext/haproxy  # only now: it also says which one the first is made of
 ulimit -Sn "$(ulimit -Hn)"  # a file for each connection
 .venv/bin/ray stop
 if [[ $1 == head ]]; then

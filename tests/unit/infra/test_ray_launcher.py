@@ -97,7 +97,7 @@ def machine(tmp_path: Path) -> Path:
     programs = tmp_path / "tritext/.venv/bin"
     programs.mkdir(parents=True)
     for name in ("ray", "python"):
-        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "$HOME/calls"\nprintenv > "$HOME/environment"\n')
+        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "$HOME/calls"\nprintenv > "$HOME/{name}.env"\n')
         (programs / name).chmod(0o700)
     (tmp_path / ".tritext").mkdir()
     (tmp_path / ".tritext/node.env").write_text(f"RAY_AUTH_TOKEN_PATH={tmp_path}/.tritext/ray_token\n")
@@ -138,7 +138,10 @@ def test_a_node_starts_ray_with_the_token_and_options_that_ray_knows(machine: Pa
         assert options["autoscaling-config"] == f"{machine}/ray_bootstrap_config.yaml"
     else:
         assert options["address"] == "192.0.2.1:6379"
-    environment = dict(line.split("=", 1) for line in (machine / "environment").read_text().splitlines())
+    assert (
+        "RAY_SERVE_HAPROXY_BINARY_PATH" not in (machine / "python.env").read_text()
+    )  # it names what is yet to be made
+    environment = dict(line.split("=", 1) for line in (machine / "ray.env").read_text().splitlines())
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_AUTH_TOKEN_PATH"] == f"{machine}/.tritext/ray_token"
     assert environment["RAY_SERVE_HAPROXY_BINARY_PATH"] == f"{machine}/.tritext/haproxy"
