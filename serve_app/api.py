@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from serve_app.admin import router as administration
-from serve_app.dialects import aitextgen, inferkit, totalgpt
+from serve_app.dialects import aitextgen, fine_tuning, inferkit, totalgpt
 from serve_app.docs_page import page
 from serve_app.http import probes
 from serve_app.http.cross_origin import CrossOriginMiddleware
@@ -50,6 +50,7 @@ def create_api(services: Services) -> FastAPI:
         probes.router(services),
         aitextgen.router(services),
         inferkit.router(services),
+        fine_tuning.router(services),
         *administration.routers(services),
         # Last: its routes with the model in the path match almost anything.
         totalgpt.router(services),

@@ -1,6 +1,7 @@
 """Reads the query parameters of a request into a model, as strictly as bodies are read. Knows no route."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -22,7 +23,11 @@ QueryT = TypeVar("QueryT", bound=QueryModel)
 
 def parse_query(model: type[QueryT], request: Request) -> QueryT:
     """Raises InvalidParameter, also for a parameter that stands twice or holds what no text should."""
-    pairs = request.query_params.multi_items()
+    return parse_pairs(model, request.query_params.multi_items())
+
+
+def parse_pairs(model: type[QueryT], pairs: Sequence[tuple[str, str]]) -> QueryT:
+    """The same for parameters that were taken out of a request."""
     for name, count in Counter(name for name, _ in pairs).items():
         if count > 1:
             raise InvalidParameter(f"{name} stands twice", name)
