@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def banner(*, port: int, key: str, model: str, status_command: str) -> str:
+def banner(*, port: int, key: str, model: str, status_command: str, measurements_port: int) -> str:
     """Address, key, and one request for each API that works when it is copied to a terminal."""
     address = f"http://127.0.0.1:{port}"
     requests = {
@@ -20,7 +20,12 @@ def banner(*, port: int, key: str, model: str, status_command: str) -> str:
     lines = [f"The service answers at {address}", f"API key: {key}", ""]
     for name, (path, body) in requests.items():
         lines += [f"# {name}", curl(address + path, key, body), ""]
-    lines += [f"Documentation: {address}/docs", f"Deployments: {status_command}", "Ctrl-C stops the service."]
+    lines += [
+        f"Documentation: {address}/docs",
+        f"Deployments: {status_command}",
+        f"Measurements for Prometheus: http://127.0.0.1:{measurements_port}/metrics",
+        "Ctrl-C stops the service.",
+    ]
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ _VITAL_PROCESSES = frozenset({"raylet", "gcs_server"})
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024  # close to the least that Ray takes: requests and answers are small
 
 
-def start_ray(temp_dir: Path, *, num_cpus: int) -> None:
+def start_ray(temp_dir: Path, *, num_cpus: int, measurements_port: int) -> None:
     """Starts Ray on the loopback address, with this process as its owner. Raises SetupError."""
     try:
         ray.init(
@@ -35,6 +35,7 @@ def start_ray(temp_dir: Path, *, num_cpus: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(temp_dir),
+            _metrics_export_port=measurements_port,
         )
     except Exception as error:
         raise SetupError(f"Ray did not start: {_first_line(error)} (logs: {temp_dir}/session_latest/logs)") from error

@@ -86,6 +86,7 @@ def _run(serve_file: ServeFile, profile: Profile, *, port: int, say: Say, signal
                     key=key,
                     model=serve_file.config.graph.models[0].id,
                     status_command=_status_command(token_file, chosen.dashboard),
+                    measurements_port=chosen.measurements,
                 )
                 say(f"Ready after {time.monotonic() - started_at:.0f} s.\n\n{text}")
                 while True:
@@ -110,7 +111,7 @@ def _start(
     temp_dir = runtime_dir / "ray"
     shutil.rmtree(temp_dir, ignore_errors=True)
     temp_dir.mkdir(mode=0o700)
-    cluster.start_ray(temp_dir, num_cpus=max(2, os.cpu_count() or 1))
+    cluster.start_ray(temp_dir, num_cpus=max(2, os.cpu_count() or 1), measurements_port=chosen.measurements)
     signals.listen()  # Ray has put its own handlers in place
     signals.check()
     vital = cluster.vital_processes()

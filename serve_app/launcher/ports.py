@@ -12,13 +12,15 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The ports with a fixed number; Ray chooses the others. `fallback`, `stats` and `metrics` belong to HAProxy."""
+    """The ports with a fixed number; Ray chooses the others. `fallback`, `stats` and `metrics` belong to HAProxy;
+    Prometheus finds the service's own measurements at `measurements`."""
 
     http: int
     dashboard: int
     fallback: int
     stats: int
     metrics: int
+    measurements: int
 
 
 def choose(http_port: int) -> Ports:
@@ -30,6 +32,7 @@ def choose(http_port: int) -> Ports:
         fallback=_prefer(8500, taken),
         stats=_prefer(8404, taken),
         metrics=_prefer(9101, taken),
+        measurements=_prefer(9464, taken),
     )
 
 

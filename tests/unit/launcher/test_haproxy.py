@@ -9,7 +9,7 @@ from serve_app.launcher.ports import Ports
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy is packaged for Linux only")
 
-PORTS = Ports(http=8000, dashboard=8265, fallback=8500, stats=8404, metrics=9101)
+PORTS = Ports(http=8000, dashboard=8265, fallback=8500, stats=8404, metrics=9101, measurements=9464)
 CONFIGURATION = """\
 frontend prometheus
     bind :9101

@@ -6,7 +6,7 @@ from serve_app.config import SetupError
 from serve_app.launcher.ports import Ports
 from serve_app.launcher.profile import Profile, choose_profile, environment
 
-PORTS = Ports(http=8000, dashboard=8265, fallback=8500, stats=8404, metrics=9101)
+PORTS = Ports(http=8000, dashboard=8265, fallback=8500, stats=8404, metrics=9101, measurements=9464)
 
 
 def variables(profile: Profile) -> dict[str, str]:
