@@ -30,14 +30,14 @@ LOCAL_CONFIG = Path(__file__).parents[2] / "infra/serve/local.yaml"
 
 _COMMAND = "from serve_app.cli import main; main()"
 _STATS = f"""
-import asyncio, json, ray
+import asyncio, dataclasses, json, ray
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
 from ray import serve
 async def ask():
     handle = serve.get_deployment_handle({GENERATOR!r}, "tritext").options(method_name="stats", stream=True)
     return [stats async for stats in handle.remote()]
 [stats] = asyncio.run(ask())
-print(json.dumps({{name: getattr(stats, name) for name in type(stats).__slots__}}))
+print(json.dumps(dataclasses.asdict(stats)))
 """
 
 
@@ -156,7 +156,7 @@ class Service:
                     found.append(process)
         return found
 
-    def engine_stats(self) -> dict[str, int]:
+    def engine_stats(self) -> dict[str, Any]:
         """The statistics of the generator's engine, asked over a handle."""
         raylet = next(process for process in self.processes() if process.name() == "raylet")
         variables = _environment(raylet)
