@@ -85,10 +85,9 @@ class AdapterCacheConfig(Settings):
 class TrainerConfig(Settings):
     """What one fine-tuning worker gets, and how it works.
 
-    num_cpus, num_gpus: what it reserves of the cluster; it is waited start_wait_s for, since machines may have to be
-    started. niceness: added to the worker's priority as a process, so that
-    on one machine it gives way to generation. num_threads 0 leaves the choice to torch.
-    checkpoint_every_steps: optimiser steps between two checkpoints.
+    num_cpus, num_gpus: what it reserves of the cluster. start_wait_s: how long that is waited for, since machines may
+    have to be started. niceness: of the worker as a process, so that on one machine it gives way to generation.
+    num_threads 0 leaves the choice to torch. checkpoint_every_steps: optimiser steps between two checkpoints.
     """
 
     num_cpus: NonNegativeFloat = 1.0

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -14,6 +15,7 @@ from deployments.config import GraphConfig, TrainerConfig
 from deployments.errors import Overloaded, WorkerLost
 from deployments.graph import FineTuner
 from deployments.model_source import default_home
+from deployments.scratch import make_scratch
 from deployments.training import BEAT_S, Alive, TrainingEvent, TrainingRequest
 
 MakeNode = Callable[[GraphConfig, Path], FineTuner]
@@ -37,7 +39,11 @@ class FineTuneWorker:
 
     async def start(self) -> None:
         """Returns when the process runs."""
-        os.nice(self._config.trainer.niceness)
+        # On Linux a priority is a thread's; those that this one starts inherit it.
+        os.setpriority(os.PRIO_PROCESS, 0, max(self._config.trainer.niceness, os.getpriority(os.PRIO_PROCESS, 0)))
+        # A worker is ended by a kill: what it leaves must be found.
+        directory, self._scratch = make_scratch(Path(tempfile.gettempdir()))
+        tempfile.tempdir = str(directory)
 
     async def train(self, request: TrainingRequest) -> AsyncGenerator[TrainingEvent, None]:
         node = self._make_node(self._config, default_home())

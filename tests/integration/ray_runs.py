@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
@@ -36,6 +37,7 @@ class Node:
 
     async def train(self, request: TrainingRequest) -> AsyncGenerator[TrainingEvent, None]:
         assert request == REQUEST
+        await asyncio.to_thread((Path(tempfile.gettempdir()) / "left").touch)
         yield Started(os.getpid(), os.nice(0), 0, 0, 0, 0)
         async for event in self.rest():
             yield event
@@ -150,6 +152,11 @@ async def has_room_again() -> list[str]:
     return await whole(Node, num_cpus=2)
 
 
+async def left_behind() -> int:
+    """How many workers' temporary directories there are: only the last one's."""
+    return sum(name.startswith("tritext-worker-") for name in os.listdir(tempfile.gettempdir()))
+
+
 SCENARIOS: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
     "whole": lambda: whole(Node),
     "failing": lambda: whole(Failing),
@@ -160,6 +167,7 @@ SCENARIOS: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
     "stuck": lambda: with_worker(Stuck, look),
     "owner dies": owner_dies,
     "room again": has_room_again,
+    "left behind": left_behind,
 }
 
 

@@ -12,9 +12,14 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def came_to() -> dict[str, Any]:
+def came_to(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each scenario of `ray_runs` came to."""
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    environment = {
+        **os.environ,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "TMPDIR": str(tmp_path_factory.mktemp("ray-runs")),
+    }
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.ray_runs"], env=environment, capture_output=True, text=True
@@ -59,3 +64,7 @@ def test_worker_dies_with_the_process_that_called_for_it(came_to: dict[str, Any]
 
 def test_what_workers_had_reserved_is_free_again(came_to: dict[str, Any]) -> None:
     assert came_to["room again"] == ["Started", "Progress", "Finished"]
+
+
+def test_what_killed_workers_left_is_removed_by_the_next(came_to: dict[str, Any]) -> None:
+    assert came_to["left behind"] == 1
