@@ -5,12 +5,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from deployments.adapters.memory import AdapterMemory
 from deployments.config import AdapterCacheConfig
 from deployments.engine.protocol import LoadedAdapter
-from deployments.errors import InvalidAdapter, Overloaded
+from deployments.errors import EngineDead, InvalidAdapter, Overloaded
 from deployments.types import AdapterRef
 
 ROOM_WAIT_S = 30.0
@@ -22,17 +23,20 @@ logger = logging.getLogger(__name__)
 class AdapterEngine(Protocol):
     """What the cache asks of an engine; see `deployments.engine.protocol.Engine`."""
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> int: ...
+    def adapter_bytes(self, adapter: LoadedAdapter) -> int: ...
+
+    async def load_adapter(self, adapter: LoadedAdapter) -> None: ...
 
     async def unload_adapter(self, adapter: AdapterRef) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """An adapter on the device, or on its way there. users: requests that hold it. num_bytes: on the device."""
+    """An adapter on the device, or on its way there. users: requests that hold it. num_bytes: of the device, its own
+    from when it has its place there."""
 
     ref: AdapterRef
-    loading: "asyncio.Task[None]"
+    loading: "asyncio.Task[None]" = field(init=False)
     users: int = 0
     num_bytes: int = 0
 
@@ -55,31 +59,29 @@ class AdapterCache:
         """`read` blocks, and is called in a thread."""
         self._engine = engine
         self._read = read
-        self._config = config
+        self._memory = AdapterMemory(config.host_bytes)
+        self._max_bytes = config.device_bytes
         self._room_wait_s = room_wait_s
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._num_bytes = 0
-        self._host: OrderedDict[str, tuple[LoadedAdapter, int]] = OrderedDict()
-        self._host_bytes = 0
+        self._unloads: set[asyncio.Task[None]] = set()
         self._released = asyncio.Event()
-        # Bytes on the device for each byte in memory: the same for every adapter of an engine, once one is loaded.
-        self._density = 1.0
 
     @asynccontextmanager
     async def using(self, ref: AdapterRef) -> AsyncGenerator[None, None]:
         """Within it the engine takes requests for the adapter.
 
-        Raises InvalidAdapter, CorruptObject, ObjectStoreError; Overloaded where adapters that are in use leave no room
-        for too long; EngineDead.
+        Raises what `read` raises; InvalidAdapter where it does not fit the model or the budget; Overloaded where
+        adapters that are in use leave no room for too long; EngineDead.
         """
-        entry = self._entries.get(ref.digest)
-        if entry is None:
-            entry = _Entry(ref, asyncio.create_task(self._load(ref)))
-            entry.loading.add_done_callback(self._loaded)
-            self._entries[ref.digest] = entry
+        entry = self._entries.get(ref.digest) or self._begin(ref)
         entry.users += 1
         try:
-            await asyncio.shield(entry.loading)
+            if not entry.loading.done():
+                await asyncio.wait([entry.loading])  # when this is cancelled, the load is not
+            if entry.loading.cancelled():
+                raise EngineDead("the generator was stopped")
+            entry.loading.result()
             yield
         finally:
             entry.users -= 1
@@ -88,73 +90,75 @@ class AdapterCache:
             self._released.set()
 
     async def stop(self) -> None:
-        """Ends what is being loaded; those who wait for it are cancelled."""
+        """Ends what is being loaded: those who wait for it get EngineDead."""
         loads = [entry.loading for entry in self._entries.values()]
         for load in loads:
             load.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
 
-    async def _load(self, ref: AdapterRef) -> None:
-        reserved = 0
-        try:
-            adapter, host_bytes = await self._in_memory(ref)
-            needed = int(host_bytes * self._density)
-            await self._make_room(needed)
-            self._num_bytes += needed
-            reserved = needed
-            num_bytes = await self._engine.load_adapter(adapter)
-            self._density = num_bytes / max(host_bytes, 1)
-            self._num_bytes += num_bytes - reserved
-            self._entries[ref.digest].num_bytes = reserved = num_bytes
-            if num_bytes > self._config.device_bytes:
-                await self._engine.unload_adapter(ref)
-                raise InvalidAdapter(
-                    f"the adapter takes {num_bytes} bytes, more than the {self._config.device_bytes} for all adapters"
-                )
-        except BaseException as error:
-            self._num_bytes -= reserved
-            del self._entries[ref.digest]
-            if not isinstance(error, asyncio.CancelledError):
-                logger.warning("the adapter %s could not be loaded: %s", ref.id, type(error).__name__)
-            raise
+    def _begin(self, ref: AdapterRef) -> _Entry:
+        entry = self._entries[ref.digest] = _Entry(ref)
+        entry.loading = asyncio.create_task(self._load(entry))
+        entry.loading.add_done_callback(self._end_of_load)
+        return entry
 
-    def _loaded(self, loading: "asyncio.Task[None]") -> None:
-        """Whether it succeeded is told to those who wait for it, if there still are any."""
+    def _end_of_load(self, loading: "asyncio.Task[None]") -> None:
         if not loading.cancelled():
-            loading.exception()
+            loading.exception()  # is known then, even if all who waited for it have left
         self._released.set()
 
-    async def _in_memory(self, ref: AdapterRef) -> tuple[LoadedAdapter, int]:
-        """The adapter and its bytes, from memory or read into it."""
-        if ref.digest in self._host:
-            self._host.move_to_end(ref.digest)
-            return self._host[ref.digest]
-        adapter = await asyncio.to_thread(self._read, ref)
-        num_bytes = sum(pair.a.nbytes + pair.b.nbytes for pair in adapter.pairs.values())
-        self._host[ref.digest] = adapter, num_bytes
-        self._host_bytes += num_bytes
-        while self._host_bytes > self._config.host_bytes:
-            _, (_, gone) = self._host.popitem(last=False)
-            self._host_bytes -= gone
-        return adapter, num_bytes
+    async def _load(self, entry: _Entry) -> None:
+        try:
+            adapter = await self._in_memory(entry.ref)
+            num_bytes = self._engine.adapter_bytes(adapter)
+            if num_bytes > self._max_bytes:
+                raise InvalidAdapter(
+                    f"the adapter takes {num_bytes} bytes, more than the {self._max_bytes} that all may have together"
+                )
+            await self._take_room(entry, num_bytes)
+            await self._engine.load_adapter(adapter)
+        except BaseException as error:
+            del self._entries[entry.ref.digest]
+            self._num_bytes -= entry.num_bytes
+            if not isinstance(error, asyncio.CancelledError):
+                logger.warning("the adapter %s could not be loaded: %s", entry.ref.id, type(error).__name__)
+            raise
 
-    async def _make_room(self, needed: int) -> None:
-        """Returns when so much fits beside what is there, or where nothing else is. Raises Overloaded."""
+    async def _in_memory(self, ref: AdapterRef) -> LoadedAdapter:
+        adapter = self._memory.get(ref)
+        if adapter is None:
+            adapter = await asyncio.to_thread(self._read, ref)
+            self._memory.add(adapter)
+        return adapter
+
+    async def _take_room(self, entry: _Entry, num_bytes: int) -> None:
+        """Returns once so much of the device is free for the entry. Nobody is unloaded before it is certain that this
+        is enough. Raises Overloaded."""
         try:
             async with asyncio.timeout(self._room_wait_s):
-                while self._num_bytes and self._num_bytes + needed > self._config.device_bytes:
+                while (leaving := self._to_unload_for(num_bytes)) is None:
                     self._released.clear()
-                    if (unused := self._longest_unused()) is None:
-                        await self._released.wait()
-                        continue
-                    del self._entries[unused.ref.digest]
-                    self._num_bytes -= unused.num_bytes
-                    await self._engine.unload_adapter(unused.ref)
+                    await self._released.wait()
         except TimeoutError:
             raise Overloaded("the adapters that are in use leave no room for another one; try again later") from None
+        for other in leaving:
+            del self._entries[other.ref.digest]
+            self._num_bytes -= other.num_bytes
+            # It begins before any load that begins after this: who comes back for `other` does not find it still there.
+            unload = asyncio.create_task(self._engine.unload_adapter(other.ref))
+            self._unloads.add(unload)
+            unload.add_done_callback(self._unloads.discard)
+        self._num_bytes += num_bytes
+        entry.num_bytes = num_bytes
+        # Also those that go for others: this one may have got a part of their room.
+        await asyncio.gather(*self._unloads)
 
-    def _longest_unused(self) -> _Entry | None:
+    def _to_unload_for(self, num_bytes: int) -> list[_Entry] | None:
+        """Those unused for longest, as many as it takes; None where what is in use leaves too little."""
+        excess = self._num_bytes + num_bytes - self._max_bytes
+        leaving = []
         for entry in self._entries.values():
-            if entry.users == 0 and entry.loading.done():
-                return entry
-        return None
+            if excess > 0 and entry.users == 0 and entry.loading.done():
+                leaving.append(entry)
+                excess -= entry.num_bytes
+        return leaving if excess <= 0 else None

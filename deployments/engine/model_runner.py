@@ -35,6 +35,10 @@ class ModelRunner(Protocol):
     def run(self, batch: Batch) -> Tensor:
         """Computes the batch; returns the logits [sum of num_logits, vocabulary], in the order of the batch."""
 
+    def adapter_bytes(self, adapter: LoadedAdapter) -> int:
+        """The `num_bytes` of what `prepare_adapter` will make of it. Quick. Raises InvalidAdapter where the shapes do
+        not fit the model."""
+
     def prepare_adapter(self, adapter: LoadedAdapter) -> PreparedAdapter:
         """The adapter in the form that `run` finds in a sequence. May be called beside a step, from another thread.
 

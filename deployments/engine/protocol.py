@@ -61,6 +61,10 @@ class LoadedAdapter:
     ref: AdapterRef
     pairs: Mapping[str, LowRankPair]
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
+
 
 @dataclass(frozen=True, slots=True)
 class EngineTotals:
@@ -127,10 +131,14 @@ class Engine(Protocol):
         Raises InvalidParameter, ContextLengthExceeded, AdapterNotLoaded, Overloaded, EngineDead.
         """
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> int:
-        """Makes the adapter usable from the next step on, while others run; answers the bytes that it takes.
+    def adapter_bytes(self, adapter: LoadedAdapter) -> int:
+        """What it takes of the device once it is loaded. Raises InvalidAdapter where it does not fit the model,
+        EngineDead."""
 
-        Loading a digest again changes nothing. Raises InvalidAdapter where it does not fit the model, EngineDead.
+    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+        """Makes the adapter usable from the next step on, while others run. Loading a digest again changes nothing.
+
+        Raises InvalidAdapter where it does not fit the model, EngineDead.
         """
 
     async def unload_adapter(self, adapter: AdapterRef) -> None:

@@ -125,17 +125,17 @@ class TorchEngine:
         )
         return dataclasses.replace(stats, num_adapters=num_adapters, adapter_bytes=adapter_bytes, totals=totals)
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> int:
+    def adapter_bytes(self, adapter: LoadedAdapter) -> int:
+        return self._living_runner().adapter_bytes(adapter)
+
+    async def load_adapter(self, adapter: LoadedAdapter) -> None:
         """Prepares it beside the step thread; the sequences of later requests carry it into their steps."""
-        runner = self._runner
-        if self._dead is not None or runner is None:
-            raise EngineDead(self._dead)
+        runner = self._living_runner()
         if adapter.ref not in self._adapters:
             began_at = self._clock()
             self._adapters.add(await asyncio.to_thread(runner.prepare_adapter, adapter))
             self._adapter_loads += 1
             self._adapter_load_s += self._clock() - began_at
-        return self._adapters.get(adapter.ref).num_bytes
 
     async def unload_adapter(self, adapter: AdapterRef) -> None:
         unused = self._adapters.take(adapter)
@@ -157,6 +157,12 @@ class TorchEngine:
             self._changed.notify()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
+
+    def _living_runner(self) -> ModelRunner:
+        runner = self._runner
+        if self._dead is not None or runner is None:
+            raise EngineDead(self._dead)
+        return runner
 
     def _sequence(
         self, request: GenerateRequest, group: int, index: int, adapter: PreparedAdapter | None

@@ -92,6 +92,9 @@ class PagedRunner:
         with self._adapters.applied(batch.scheduled):
             return paged_forward(self._model, token_ids, positions, paged, logit_rows)
 
+    def adapter_bytes(self, adapter: LoadedAdapter) -> int:
+        return self._adapters.num_bytes(adapter)
+
     def prepare_adapter(self, adapter: LoadedAdapter) -> TorchAdapter:
         return self._adapters.prepare(adapter)
 
@@ -133,6 +136,9 @@ class PerSequenceRunner:
             self._caches[item.sequence.key] = _cache_arguments(output)
             logits.append(output.logits[0, item.num_tokens - item.num_logits :])
         return torch.cat(logits)
+
+    def adapter_bytes(self, adapter: LoadedAdapter) -> int:
+        return self._adapters.num_bytes(adapter)
 
     def prepare_adapter(self, adapter: LoadedAdapter) -> TorchAdapter:
         return self._adapters.prepare(adapter)

@@ -73,7 +73,7 @@ class TorchAdapters:
     def prepare(self, adapter: LoadedAdapter) -> TorchAdapter:
         """Copies the adapter to the model's device. Raises InvalidAdapter where it does not fit the model, or its
         numbers the model's type."""
-        check_fits(adapter, {path: shape for path, (_, shape) in self._linears.items()})
+        self._check_fits(adapter)
         as_model = functools.partial(torch.Tensor.to, device=self._model.device, dtype=self._model.dtype)
         pairs = {
             path: (as_model(torch.from_numpy(pair.a)), as_model(torch.from_numpy(pair.b)))
@@ -84,6 +84,15 @@ class TorchAdapters:
             if not all(bool(factor.isfinite().all()) for factor in pair):
                 raise InvalidAdapter(f"{path}: the adapter's numbers are too large for {self._model.dtype}")
         return TorchAdapter(adapter.ref, pairs)
+
+    def num_bytes(self, adapter: LoadedAdapter) -> int:
+        """Of what `prepare` makes of it. Raises InvalidAdapter where it does not fit the model."""
+        self._check_fits(adapter)
+        itemsize: int = self._model.dtype.itemsize
+        return itemsize * sum(pair.a.size + pair.b.size for pair in adapter.pairs.values())
+
+    def _check_fits(self, adapter: LoadedAdapter) -> None:
+        check_fits(adapter, {path: shape for path, (_, shape) in self._linears.items()})
 
     @contextmanager
     def applied(self, scheduled: Sequence[ScheduledSequence]) -> Iterator[None]:

@@ -77,6 +77,20 @@ def linears(architecture: Architecture) -> dict[str, tuple[int, int]]:
     return {_path(layer, target): shape for layer in range(a.num_layers) for target, shape in shapes.items()}
 
 
+def adapter_bytes(adapter: LoadedAdapter, architecture: Architecture) -> int:
+    """The `num_bytes` of what `prepare_adapter` makes of it. Raises InvalidAdapter where it does not fit the model."""
+    check_fits(adapter, linears(architecture))
+    total = architecture.num_layers * len(TARGETS) * ctypes.sizeof(LowRank)
+    for path, pair in adapter.pairs.items():
+        _check_rank(pair.rank, path)
+        rank = _whole(pair.rank, _RANK_TILE)
+        size_in, size_out = _whole(pair.a.shape[1], GROUP), _whole(len(pair.b), GROUP)
+        # In the order of _packed.
+        parts = (rank * size_in, rank * size_in // GROUP * 4, rank * size_out, rank * 4)
+        total += sum(_whole(part, _LINE_BYTES) for part in parts)
+    return total
+
+
 def prepare_adapter(adapter: LoadedAdapter, architecture: Architecture, weights: Mapping[str, Array]) -> NativeAdapter:
     """Raises InvalidAdapter where it does not fit the model.
 
@@ -111,7 +125,7 @@ def prepare_adapter(adapter: LoadedAdapter, architecture: Architecture, weights:
     for index, places in offsets.items():
         layer, number = divmod(index, len(TARGETS))
         rank = adapter.pairs[_path(layer, TARGETS[number])].rank
-        parts[index] = LowRank(*(packed.ctypes.data + place for place in places), rank + -rank % _RANK_TILE)
+        parts[index] = LowRank(*(packed.ctypes.data + place for place in places), _whole(rank, _RANK_TILE))
     return NativeAdapter(adapter.ref, packed, parts)
 
 
@@ -121,8 +135,7 @@ def _path(layer: int, target: str) -> str:
 
 def _packed(a: Array, b: Array, path: str) -> list[Array]:
     """a [rank, in] and its scales, b [out, rank] and its scales as bytes, each in whole cache lines."""
-    if len(a) > _MAX_RANK:
-        raise InvalidAdapter(f"{path}: its rank {len(a)} is above {_MAX_RANK}")
+    _check_rank(len(a), path)
     a_values, a_scales = _quantized(_whole_tiles(a), GROUP)
     b_values, b_scales = _quantized(_whole_tiles(b.T), None)
     if not (np.isfinite(a_scales).all() and np.isfinite(b_scales).all()):
@@ -133,10 +146,19 @@ def _packed(a: Array, b: Array, path: str) -> list[Array]:
     return [_lines(part) for part in (a_tiles, a_tile_scales, b_tiles, b_scales)]
 
 
+def _check_rank(rank: int, path: str) -> None:
+    if rank > _MAX_RANK:
+        raise InvalidAdapter(f"{path}: its rank {rank} is above {_MAX_RANK}")
+
+
+def _whole(number: int, unit: int) -> int:
+    return number + -number % unit
+
+
 def _whole_tiles(matrix: Array) -> Array:
     """[rank, n] with as many zeros as are missing to whole tiles and groups."""
     rank, n = matrix.shape
-    whole = np.zeros((rank + -rank % _RANK_TILE, n + -n % GROUP), np.float32)
+    whole = np.zeros((_whole(rank, _RANK_TILE), _whole(n, GROUP)), np.float32)
     whole[:rank, :n] = matrix
     return whole
 

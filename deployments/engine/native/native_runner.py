@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deployments.config import EngineConfig
 from deployments.engine.native.architecture import Architecture
-from deployments.engine.native.native_adapter import NativeAdapter, prepare_adapter
+from deployments.engine.native.native_adapter import NativeAdapter, adapter_bytes, prepare_adapter
 from deployments.engine.native.native_draw import NativeDraw
 from deployments.engine.native.packing import GROUP, packed_bytes
 from deployments.engine.native.weight_file import Array, map_weights
@@ -129,6 +129,9 @@ class NativeRunner:
         if self._kernels.tritext_run(self._model, ctypes.byref(step)):
             raise MemoryError("no memory for the activations of a step")
         return logits
+
+    def adapter_bytes(self, adapter: LoadedAdapter) -> int:
+        return adapter_bytes(adapter, self._architecture)
 
     def prepare_adapter(self, adapter: LoadedAdapter) -> NativeAdapter:
         """Raises InvalidAdapter where it does not fit the model."""

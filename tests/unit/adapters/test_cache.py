@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.adapters.cache import AdapterCache
+from deployments.adapters.memory import AdapterMemory
 from deployments.config import AdapterCacheConfig
 from deployments.engine.protocol import LoadedAdapter
-from deployments.errors import CorruptObject, InvalidAdapter, Overloaded
+from deployments.errors import CorruptObject, EngineDead, InvalidAdapter, Overloaded
 from deployments.types import AdapterRef
 from tests.unit.engine.adapters import make_adapter
 
@@ -27,29 +28,40 @@ def ref(name: str) -> AdapterRef:
 
 
 class FakeEngine:
+    """Takes a few turns of the event loop for everything; `num_bytes` is what its device holds at any moment."""
+
     def __init__(self) -> None:
         self.loaded: dict[str, int] = {}
         self.num_loads: Counter[str] = Counter()
         self.refuses: set[str] = set()
+        self.num_bytes = self.most_bytes = 0
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> int:
-        await asyncio.sleep(0)
+    def adapter_bytes(self, adapter: LoadedAdapter) -> int:
         if adapter.ref.digest in self.refuses:
             raise InvalidAdapter("it does not fit")
-        num_bytes = sum(pair.a.nbytes + pair.b.nbytes for pair in adapter.pairs.values()) // 4
-        self.loaded[adapter.ref.digest] = num_bytes
+        return adapter.num_bytes // 4
+
+    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+        if adapter.ref.digest in self.loaded:
+            return
+        self.num_bytes += self.adapter_bytes(adapter)
+        self.most_bytes = max(self.most_bytes, self.num_bytes)
+        await asyncio.sleep(0)
+        self.loaded[adapter.ref.digest] = self.adapter_bytes(adapter)
         self.num_loads[adapter.ref.digest] += 1
-        return num_bytes
 
     async def unload_adapter(self, adapter: AdapterRef) -> None:
-        del self.loaded[adapter.digest]
+        num_bytes = self.loaded.pop(adapter.digest)
         await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self.num_bytes -= num_bytes
 
 
 class Reader:
-    """Reads adapters by their digest; `gate` holds it up."""
+    """Reads adapters by their digest; `gate` holds it up. sizes: of those that are larger than others."""
 
     def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
         self.num_reads: Counter[str] = Counter()
         self.gate = threading.Event()
         self.gate.set()
@@ -60,7 +72,7 @@ class Reader:
         assert self.gate.wait(10)
         if self.error is not None:
             raise self.error
-        made = make_adapter(LINEARS, digest=adapter.digest)
+        made = make_adapter(LINEARS, rank=4 * self.sizes.get(adapter.digest, 1))
         return LoadedAdapter(adapter, made.pairs)
 
 
@@ -176,11 +188,56 @@ async def test_waiting_for_room_has_an_end() -> None:
 
 
 async def test_an_adapter_above_the_whole_budget_is_refused_and_harms_nobody() -> None:
-    engine, reader = FakeEngine(), Reader()
-    cache = AdapterCache(engine, reader, AdapterCacheConfig(device_bytes=ON_DEVICE - 1, host_bytes=BYTES))
-    with pytest.raises(InvalidAdapter, match="more than"):
-        await use(cache, "a")
-    assert engine.loaded == {}
+    cache, engine, reader = make_cache(on_device=2)
+    reader.sizes["huge"] = 3
+    await use(cache, "a")
+    async with cache.using(ref("b")):
+        for _ in range(2):
+            with pytest.raises(InvalidAdapter, match="more than"):
+                await use(cache, "huge")
+    assert sorted(engine.loaded) == ["a", "b"]
+
+
+async def test_who_cannot_have_enough_room_takes_none_from_others() -> None:
+    cache, engine, reader = make_cache(on_device=3, room_wait_s=0.01)
+    reader.sizes["large"] = 3
+    await use(cache, "a")
+    await use(cache, "b")
+    async with cache.using(ref("c")):
+        with pytest.raises(Overloaded):
+            await use(cache, "large")
+        assert sorted(engine.loaded) == ["a", "b", "c"]
+    await use(cache, "large")
+    assert list(engine.loaded) == ["large"]
+
+
+async def test_who_comes_back_while_it_is_given_up_is_loaded_again() -> None:
+    cache, engine, reader = make_cache(on_device=2)
+    reader.sizes["large"] = 2
+    for name in "ab":
+        await use(cache, name)
+    large = asyncio.create_task(use(cache, "large"))
+    await until(lambda: not engine.loaded)  # it takes the room of both
+    await asyncio.gather(use(cache, "b"), large)
+    assert list(engine.loaded) == ["b"]
+    assert engine.num_loads == {"a": 1, "b": 2, "large": 1}
+
+
+async def test_stopping_ends_the_waiting_for_adapters() -> None:
+    cache, _, reader = make_cache(on_device=1)
+    async with cache.using(ref("a")):
+        waiting = [asyncio.create_task(use(cache, "b")) for _ in range(2)]  # for room
+        await until(lambda: reader.num_reads["b"] == 1)
+        reader.gate.clear()
+        waiting.append(asyncio.create_task(use(cache, "c")))  # for its files
+        await until(lambda: reader.num_reads["c"] == 1)
+        waiting.append(asyncio.create_task(use(cache, "d")))
+        await asyncio.sleep(0)  # that one has not begun
+        await cache.stop()
+        reader.gate.set()
+    for task in waiting:
+        with pytest.raises(EngineDead):
+            await task
 
 
 async def test_an_adapter_that_does_not_fit_the_model_is_refused_and_harms_nobody() -> None:
@@ -201,42 +258,84 @@ async def test_other_content_under_the_same_id_is_another_adapter() -> None:
 
 
 async def test_memory_has_a_budget_too() -> None:
-    cache, _, reader = make_cache(on_device=1, in_memory=1)
-    for name in "aba":
+    cache, _, reader = make_cache(on_device=2, in_memory=2)
+    reader.sizes["large"] = 2
+    for name in ("a", "b", "c", "large", "b", "c", "a"):  # `large` pushes all of them out
         await use(cache, name)
-    assert reader.num_reads == {"a": 2, "b": 1}
+    assert reader.num_reads == {"a": 2, "b": 2, "c": 2, "large": 1}
 
 
-@settings(max_examples=50)
-@given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 4), st.booleans()), min_size=1, max_size=25))
-def test_whatever_is_asked_what_is_used_is_loaded_and_the_budget_holds(requests: list[tuple[str, int, bool]]) -> None:
-    """requests: which adapter, for how many turns of the event loop, and whether the caller leaves early."""
+def test_memory_gives_up_what_was_asked_for_longest_ago() -> None:
+    memory = AdapterMemory(2 * BYTES)
+    adapters = {name: LoadedAdapter(ref(name), make_adapter(LINEARS).pairs) for name in "abc"}
+    for name in "ab":
+        memory.add(adapters[name])
+    assert memory.get(ref("a")) is adapters["a"]
+    memory.add(adapters["c"])
+    assert [memory.get(ref(name)) for name in "abc"] == [adapters["a"], None, adapters["c"]]
+
+
+async def test_what_is_larger_than_the_memory_pushes_nothing_out_of_it() -> None:
+    cache, _, reader = make_cache(on_device=2, in_memory=1)
+    reader.sizes["large"] = 2
+    for name in ("a", "large", "a"):
+        await use(cache, name)
+    assert reader.num_reads == {"a": 1, "large": 1}
+
+
+ADAPTERS = {"a": 1, "b": 1, "c": 1, "d": 2, "e": 3, "bad": 1, "huge": 4}
+"""By their sizes. `bad` does not fit the model, `huge` not the budget."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(ADAPTERS)), st.integers(0, 4), st.integers(0, 6) | st.none()),
+        min_size=1,
+        max_size=25,
+    )
+)
+def test_whatever_is_asked_what_is_used_is_loaded_and_the_budget_holds(
+    requests: list[tuple[str, int, int | None]],
+) -> None:
+    """requests: which adapter, for how many turns of the event loop, and after how many its caller leaves."""
 
     async def run() -> None:
-        cache, engine, _ = make_cache(on_device=3)
-        async with cache.using(ref("warm")):  # from now on the cache knows what an adapter takes
-            pass
-        in_use: Counter[str] = Counter()
+        cache, engine, reader = make_cache(on_device=3, room_wait_s=30.0)
+        reader.sizes.update(ADAPTERS)
+        engine.refuses = {"bad"}
 
         async def request(name: str, turns: int) -> None:
             async with cache.using(ref(name)):
-                in_use[name] += 1
-                for _ in range(turns):
-                    assert all(engine.loaded.get(used) for used, number in in_use.items() if number)
-                    assert sum(engine.loaded.values()) <= 3 * ON_DEVICE
+                for _ in range(turns + 1):
+                    assert name in engine.loaded
                     await asyncio.sleep(0)
-                in_use[name] -= 1
 
-        tasks = []
-        for name, turns, leaves in requests:
-            tasks.append(asyncio.create_task(request(name, turns)))
-            await asyncio.sleep(0)
-            if leaves and not in_use[name]:  # while its adapter is being loaded
-                tasks[-1].cancel()
+        async def impatient(task: "asyncio.Task[None]", turns: int) -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+
         async with asyncio.timeout(20):
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for task in tasks:
-            if not task.cancelled():
-                task.result()
+            tasks, leaving = [], []
+            for name, turns, leaves_after in requests:
+                task = asyncio.create_task(request(name, turns))
+                tasks.append(task)
+                if leaves_after is not None:
+                    leaving.append(asyncio.create_task(impatient(task, leaves_after)))
+                await asyncio.sleep(0)
+            await asyncio.gather(*leaving)
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            for (name, _, leaves_after), result in zip(requests, found, strict=True):
+                if isinstance(result, asyncio.CancelledError):
+                    assert leaves_after is not None
+                else:
+                    assert isinstance(result, InvalidAdapter) == (name in ("bad", "huge")), result
+                    assert result is None or isinstance(result, InvalidAdapter)
+            # Nothing was left pinned: the largest that fits takes the whole budget.
+            await use(cache, "e")
+        assert list(engine.loaded) == ["e"]
+        assert engine.most_bytes <= 3 * ON_DEVICE
+        assert engine.num_bytes == 3 * ON_DEVICE
 
     asyncio.run(run())

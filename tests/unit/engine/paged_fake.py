@@ -55,6 +55,9 @@ class PagedFakeRunner:
         # Looking at few tokens only, it soon repeats itself.
         self.num_seen: int | None = None
 
+    def adapter_bytes(self, adapter: LoadedAdapter) -> int:
+        return self.prepare_adapter(adapter).num_bytes
+
     def prepare_adapter(self, adapter: LoadedAdapter) -> "FakeAdapter":
         if not adapter.pairs:
             raise InvalidAdapter("the fake wants an adapter that changes something")

@@ -210,17 +210,18 @@ def test_numbers_beyond_all_bounds_reach_no_other_row(load: Any) -> None:
 def test_adapter_that_does_not_fit_is_refused(load: Any) -> None:
     runner, _ = load("llama")
 
-    with pytest.raises(InvalidAdapter, match="no linear lm_head"):
-        runner.prepare_adapter(make_adapter({"lm_head": (384, 64)}))
-    with pytest.raises(InvalidAdapter, match="q_proj"):
-        runner.prepare_adapter(make_adapter({"model.layers.0.self_attn.q_proj": (64, 32)}))
+    for refuse in (runner.prepare_adapter, runner.adapter_bytes):
+        with pytest.raises(InvalidAdapter, match="no linear lm_head"):
+            refuse(make_adapter({"lm_head": (384, 64)}))
+        with pytest.raises(InvalidAdapter, match="q_proj"):
+            refuse(make_adapter({"model.layers.0.self_attn.q_proj": (64, 32)}))
 
 
 def test_memory_is_that_of_the_tensors(load: Any) -> None:
     runner, _ = load("llama")
     adapter = make_adapter({"model.layers.0.self_attn.k_proj": (32, 64)}, rank=4)
 
-    assert runner.prepare_adapter(adapter).num_bytes == 4 * (32 + 64) * 8
+    assert runner.adapter_bytes(adapter) == runner.prepare_adapter(adapter).num_bytes == 4 * (32 + 64) * 8
 
 
 def test_numbers_that_the_model_cannot_hold_are_refused(tmp_path: Path) -> None:

@@ -216,16 +216,27 @@ def test_memory_is_that_of_packed_bytes(tiny_model: Path, kernel_cache: Path) ->
     assert parameters < prepared.num_bytes < 1.5 * parameters
 
 
+@pytest.mark.parametrize("rank", [1, 7, 8, 9, 64])
+@pytest.mark.parametrize("targets", [None, {"up_proj"}, {"q_proj", "down_proj"}])
+def test_memory_is_known_before_it_is_needed(
+    tiny_model: Path, kernel_cache: Path, rank: int, targets: set[str] | None
+) -> None:
+    runner = make_runner(tiny_model, kernel_cache)
+    adapter = make_adapter(linears(read_architecture(tiny_model)), rank=rank, targets=targets)
+    assert runner.adapter_bytes(adapter) == runner.prepare_adapter(adapter).num_bytes
+
+
 def test_adapter_that_does_not_fit_is_refused(tiny_model: Path, kernel_cache: Path) -> None:
     runner = make_runner(tiny_model, kernel_cache)
     shapes = linears(read_architecture(tiny_model))
 
-    with pytest.raises(InvalidAdapter, match="no linear"):
-        runner.prepare_adapter(make_adapter({"model.layers.2.mlp.up_proj": (160, 64)}))
-    with pytest.raises(InvalidAdapter, match="is not"):
-        runner.prepare_adapter(make_adapter({"model.layers.1.mlp.up_proj": (160, 65)}))
-    with pytest.raises(InvalidAdapter, match="rank 257"):
-        runner.prepare_adapter(make_adapter(shapes, rank=257))
+    for refuse in (runner.prepare_adapter, runner.adapter_bytes):
+        with pytest.raises(InvalidAdapter, match="no linear"):
+            refuse(make_adapter({"model.layers.2.mlp.up_proj": (160, 64)}))
+        with pytest.raises(InvalidAdapter, match="is not"):
+            refuse(make_adapter({"model.layers.1.mlp.up_proj": (160, 65)}))
+        with pytest.raises(InvalidAdapter, match="rank 257"):
+            refuse(make_adapter(shapes, rank=257))
     with pytest.raises(InvalidAdapter, match="too large"):
         pair = make_adapter(shapes).pairs["model.layers.0.mlp.down_proj"]
         too_large = {"model.layers.0.mlp.down_proj": LowRankPair(np.full_like(pair.a, 3e38), pair.b)}
