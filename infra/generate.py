@@ -4,22 +4,50 @@
 | --- | --- |
 | `serveConfigV2` in infra/kuberay/service.yaml | infra/serve/cluster.yaml |
 | infra/kuberay/environment.yaml, infra/ray/ray.env | `environment` in serve_app/launcher/profile.py |
+| infra/observability/kubernetes.yaml | infra/observability/alerts.yaml |
+| infra/observability/dashboard.json | infra/dashboard.py |
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from infra.dashboard import dashboard_text
 from infra.haproxy import PORTS
 from serve_app.launcher.profile import Profile, environment
 
 INFRA = Path(__file__).parent
 SERVE_CONFIG = INFRA / "serve/cluster.yaml"
 SERVICE = INFRA / "kuberay/service.yaml"
+OBSERVABILITY = INFRA / "observability"
+ALERTS = OBSERVABILITY / "alerts.yaml"
 
 IMAGE_HAPROXY = "/opt/tritext/haproxy"
 
 _BEGIN, _END = "  serveConfigV2: |\n", "  rayClusterConfig:\n"
 _NOTE = "# Made by `python -m infra.generate` from serve_app/launcher/profile.py.\n"
+
+_MONITORING = """\
+# Made by `python -m infra.generate` from infra/observability/alerts.yaml, for Prometheus's operator: apply it beside
+# infra/kuberay, and label the namespace of Prometheus (see infra/kuberay/network.yaml).
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata: {name: tritext, namespace: tritext}
+spec:
+  selector:
+    matchLabels: {app.kubernetes.io/part-of: tritext}
+  jobLabel: app.kubernetes.io/part-of
+  podMetricsEndpoints:
+    - port: metrics
+      interval: 15s
+      metricRelabelings:
+        - {sourceLabels: [__name__], regex: ray_(tritext|serve|node)_.*, action: keep}
+        - {regex: otel_scope_.*|SessionName|Version|Component, action: labeldrop}
+---
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata: {name: tritext, namespace: tritext}
+spec:
+"""
 
 # Of one machine that runs one service for itself: its directories, its loopback address, its few cores.
 _LOCAL = {
@@ -61,6 +89,15 @@ def service_text(text: str, serve_config: str) -> str:
     return before + _BEGIN + indented + _END + after
 
 
+def monitoring_text(alerts: str) -> str:
+    """What Prometheus's operator in Kubernetes needs: where measurements are, and these alarms."""
+    _, _, groups = alerts.partition("groups:\n")
+    if not groups:
+        raise ValueError(f"{ALERTS} has no groups")
+    indented = "".join(f"  {line}" if line.strip() else line for line in groups.splitlines(keepends=True))
+    return _MONITORING + "  groups:\n" + indented
+
+
 def generated() -> Mapping[Path, str]:
     """Every file that is made, and what belongs in it."""
     variables = cluster_environment()
@@ -72,6 +109,8 @@ def generated() -> Mapping[Path, str]:
             f'data:\n{config_map}  RAY_SERVE_HAPROXY_BINARY_PATH: "{IMAGE_HAPROXY}"\n'
         ),
         INFRA / "ray/ray.env": _NOTE + "".join(f"{name}={value}\n" for name, value in variables.items()),
+        OBSERVABILITY / "kubernetes.yaml": monitoring_text(ALERTS.read_text("utf-8")),
+        OBSERVABILITY / "dashboard.json": dashboard_text(),
     }
 
 

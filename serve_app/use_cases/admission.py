@@ -39,7 +39,7 @@ REFUSALS = Counter(
 )
 OPEN = Gauge("tritext_open_reservations", "Requests of this process that are admitted and not settled")
 OLDEST = Gauge("tritext_oldest_reservation_seconds", "The age of the oldest of them, 0 without any")
-UNSETTLED = Gauge("tritext_unsettled_requests", "Settlements of this process that are being written, or tried again")
+UNSETTLED = Gauge("tritext_unsettled_requests", "Settlements of this process that the database did not take yet")
 METRICS = (REFUSALS, OPEN, OLDEST, UNSETTLED)
 
 logger = logging.getLogger(__name__)
@@ -155,6 +155,7 @@ class Admission:
         self._open: dict[str, tuple[float, Reservation]] = {}
         self._recorded: dict[str, Counts] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._num_unsettled = 0
 
     async def admit(self, caller: Caller, model: str, most: Counts) -> Reservation:
         """Counts the request and reserves what an answer of at most these counts can cost; sets `caller.limits`.
@@ -227,7 +228,7 @@ class Admission:
         ages = [now - admitted_at for admitted_at, _ in self._open.values()]
         self._meter.set(OPEN, len(ages))
         self._meter.set(OLDEST, max(ages, default=0.0))
-        self._meter.set(UNSETTLED, len(self._background))
+        self._meter.set(UNSETTLED, self._num_unsettled)
 
     async def drain(self) -> None:
         """Returns when nothing is left to be settled in the background, or the store cannot be reached for long."""
@@ -276,14 +277,18 @@ class Admission:
             raise Overloaded("the request was taken for lost while it ran; send it again")
 
     async def _settle_later(self, settlement: Settlement) -> None:
-        while True:
-            await asyncio.sleep(_SETTLE_RETRY_S)
-            try:
-                await self._store.settle(settlement)
-            except Exception as error:
-                logger.error("request %s is still not settled: %s", settlement.line.id, error)
-            else:
-                return
+        self._num_unsettled += 1
+        try:
+            while True:
+                await asyncio.sleep(_SETTLE_RETRY_S)
+                try:
+                    await self._store.settle(settlement)
+                except Exception as error:
+                    logger.error("request %s is still not settled: %s", settlement.line.id, error)
+                else:
+                    return
+        finally:
+            self._num_unsettled -= 1
 
     def _keep(self, task: "asyncio.Task[None]") -> None:
         """Tasks that nobody awaits would be forgotten by the event loop."""
