@@ -7,6 +7,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.ray_graph import TOKENIZER, generator_name
 from serve_app.config import SetupError
+from serve_app.dispatcher import DISPATCHER
 from serve_app.ingress import INGRESS
 from serve_app.launcher.serve_file import read_serve_file
 
@@ -28,9 +29,11 @@ def test_the_local_file_scales_every_deployment_by_itself_and_needs_no_gpu() -> 
     served = read_serve_file(LOCAL, http_port=8000)
     [application] = served.document["applications"]
     models = served.config.graph.models
-    names = {INGRESS, TOKENIZER, *(generator_name(model.id) for model in models)}
-    assert {deployment["name"] for deployment in application["deployments"]} == names
-    assert all(deployment["autoscaling_config"]["min_replicas"] == 1 for deployment in application["deployments"])
+    called = {INGRESS, TOKENIZER, *(generator_name(model.id) for model in models)}
+    deployments = {deployment["name"]: deployment for deployment in application["deployments"]}
+    assert deployments.keys() == {DISPATCHER, *called}
+    assert all(deployments[name]["autoscaling_config"]["min_replicas"] == 1 for name in called)
+    assert deployments[DISPATCHER]["num_replicas"] == 1  # it finds its work by itself
     assert all("num_gpus" not in deployment["ray_actor_options"] for deployment in application["deployments"])
     assert models[0].id == "SmolLM2-135M-Instruct"
     assert models[0].aliases == ("standard",)
@@ -39,7 +42,7 @@ def test_the_local_file_scales_every_deployment_by_itself_and_needs_no_gpu() -> 
 def test_the_local_file_fits_two_cores() -> None:
     [application] = read_serve_file(LOCAL, http_port=8000).document["applications"]
     most = sum(
-        deployment["autoscaling_config"]["max_replicas"] * deployment["ray_actor_options"]["num_cpus"]
+        deployment.get("autoscaling_config", {}).get("max_replicas", 1) * deployment["ray_actor_options"]["num_cpus"]
         for deployment in application["deployments"]
     )
     assert most <= 2
