@@ -121,7 +121,14 @@ class ArtifactStore:
 
         See `garbage.collect` for what is kept and what is raised.
         """
-        return collect(self.objects, self.read_manifest, manifests=manifests, blobs=blobs, before=now - self._grace_s)
+        return collect(
+            self.objects,
+            self.read_manifest,
+            manifests=manifests,
+            blobs=blobs,
+            before=now - self._grace_s,
+            max_parallel=self._download.max_parallel,
+        )
 
     def _put(self, key: str, source: bytes | Path, digest: str) -> bool:
         """Makes the object, or sees to it that one which is there is not old. False: it was there."""

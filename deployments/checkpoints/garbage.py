@@ -1,10 +1,11 @@
 """Removes from the object store what nothing names any more."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from deployments.checkpoints.layout import BLOBS, MANIFESTS, digest_in
 from deployments.checkpoints.manifest import Manifest
+from deployments.checkpoints.parallel import in_parallel
 from deployments.checkpoints.store import ObjectInfo, ObjectStore
 from deployments.errors import ObjectNotFound
 
@@ -30,9 +31,11 @@ def collect(
     manifests: Collection[str],
     blobs: Collection[str],
     before: float,
+    max_parallel: int,
 ) -> Garbage:
     """Removes manifests that are not among `manifests`, then blobs that neither `blobs` nor a manifest still there
-    names; of both only what was last touched before that Unix time, asked again right before it is removed.
+    names; of both only what was last touched before that Unix time, asked again right before it is removed. What has
+    other names lies there for other reasons, and stays.
 
     What is published while this works is young, as ArtifactStore makes it, and stays. What is left to chance: this
     finds an object old, stops, another touches it (as the same content is stored again), and this goes on to remove
@@ -47,16 +50,18 @@ def collect(
     removed_manifests: list[ObjectInfo] = []
     for found in objects.list(MANIFESTS):
         digest = digest_in(found.key)
-        if digest not in kept:
+        if digest is not None and digest not in kept:
             if _remove(objects, found, before):
                 removed_manifests.append(found)
             else:
                 kept.add(digest)
-    named, missing = _blobs_named_by(kept, read_manifest)
+    named, missing = _blobs_named_by(sorted(kept), read_manifest, max_parallel)
     named.update(blobs)
-    removed_blobs = [
-        found for found in objects.list(BLOBS) if digest_in(found.key) not in named and _remove(objects, found, before)
-    ]
+    removed_blobs: list[ObjectInfo] = []
+    for found in objects.list(BLOBS):
+        digest = digest_in(found.key)
+        if digest is not None and digest not in named and _remove(objects, found, before):
+            removed_blobs.append(found)
     return Garbage(
         num_manifests=len(removed_manifests),
         num_blobs=len(removed_blobs),
@@ -77,13 +82,18 @@ def _remove(objects: ObjectStore, found: ObjectInfo, before: float) -> bool:
     return True
 
 
-def _blobs_named_by(digests: Iterable[str], read_manifest: Callable[[str], Manifest]) -> tuple[set[str], list[str]]:
+def _blobs_named_by(
+    digests: Sequence[str], read_manifest: Callable[[str], Manifest], max_parallel: int
+) -> tuple[set[str], list[str]]:
     """And the manifests that are not there."""
     named: set[str] = set()
     missing: list[str] = []
-    for digest in sorted(digests):
+
+    def read(digest: str) -> None:
         try:
             named.update(file.sha256 for file in read_manifest(digest).files)
         except ObjectNotFound:
             missing.append(digest)
-    return named, missing
+
+    in_parallel(read, digests, max_parallel)
+    return named, sorted(missing)

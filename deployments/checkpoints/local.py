@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from deployments.checkpoints.store import CHUNK_BYTES, MAX_OBJECT_BYTES, ObjectInfo, check_key
+from deployments.checkpoints.store import CHUNK_BYTES, ObjectInfo, check_key, check_source
 from deployments.errors import ObjectNotFound, ObjectStoreError
 
 _UNFINISHED = ".unfinished"
@@ -24,6 +24,7 @@ class LocalStore:
 
     def create(self, key: str, source: bytes | Path, *, sha256: str) -> bool:
         path = self._path(key)
+        check_source(key, len(source) if isinstance(source, bytes) else source.stat().st_size, sha256=sha256)
         with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream, _as_store_errors(key):
             if path.exists():
                 return False
@@ -98,8 +99,6 @@ class LocalStore:
                 while chunk := stream.read(CHUNK_BYTES):
                     found.update(chunk)
                     file.write(chunk)
-                    if file.tell() > MAX_OBJECT_BYTES:
-                        raise ValueError(f"an object has at most {MAX_OBJECT_BYTES} bytes")
                 if found.hexdigest() != sha256:
                     raise ValueError(f"the source of {sha256} is not what it was when its digest was taken")
                 file.flush()

@@ -9,6 +9,10 @@ from typing import Protocol
 MAX_OBJECT_BYTES = 5 * 1024**3
 """S3 copies no more by one call, and without a copy an object cannot be touched."""
 
+MAX_FREE_KEY_BYTES = 5 * 1024 * 1024
+"""A longer object has its digest in its key. It may have to be sent in parts, and servers that refuse a second object
+reliably do not all do so where several such uploads end at once; then it must not matter which of them is kept."""
+
 CHUNK_BYTES = 1024 * 1024
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -37,8 +41,9 @@ class ObjectStore(Protocol):
     def create(self, key: str, source: bytes | Path, *, sha256: str) -> bool:
         """Makes an object, which is durable when this returns; False: the key is taken, and nothing changed.
 
-        Of several callers at once, one makes it. A caller whose connection broke may be told False about an object of
-        its own. Raises ValueError if the source's digest is not the given one or it is longer than MAX_OBJECT_BYTES.
+        Of several callers at once, one makes it; several may be told so if it is longer than MAX_FREE_KEY_BYTES, and
+        then all bring the same. A caller whose connection broke may be told False about an object of its own. Raises
+        ValueError if the source's digest is not the given one, or as `check_source` does.
         """
         ...
 
@@ -69,6 +74,14 @@ class ObjectStore(Protocol):
     def is_open_to_strangers(self, key: str) -> bool:
         """Whether somebody without credentials can read this object, or make one beside it."""
         ...
+
+
+def check_source(key: str, size: int, *, sha256: str) -> None:
+    """Raises ValueError if no object of this size may be created under this key."""
+    if size > MAX_OBJECT_BYTES:
+        raise ValueError(f"an object has at most {MAX_OBJECT_BYTES} bytes")
+    if size > MAX_FREE_KEY_BYTES and sha256 not in key:
+        raise ValueError(f"an object of more than {MAX_FREE_KEY_BYTES} bytes needs a key with its digest in it")
 
 
 def is_key(key: str) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.checkpoints.parallel import split
-from deployments.checkpoints.store import MAX_OBJECT_BYTES
 
 MAX_PARTS = 10_000
 MIN_PART_BYTES = 5 * 1024 * 1024
@@ -15,13 +14,11 @@ MIN_PART_BYTES = 5 * 1024 * 1024
 
 
 class Source:
-    """Bytes or a file, read in pieces from any thread. Raises ValueError if it is longer than an object may be."""
+    """Bytes or a file, read in pieces from any thread."""
 
     def __init__(self, content: bytes | Path) -> None:
         self._content = content
         self.size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        if self.size > MAX_OBJECT_BYTES:
-            raise ValueError(f"an object has at most {MAX_OBJECT_BYTES} bytes")
 
     def read(self, start: int, stop: int) -> bytes:
         if isinstance(self._content, bytes):

@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deployments.checkpoints.s3.client import CONFLICT, PATIENCE, TAKEN, Patience, as_store_errors, code_of, open_client
 from deployments.checkpoints.s3.multipart import Multipart
 from deployments.checkpoints.s3.parts import Source, changed, cut
-from deployments.checkpoints.store import CHUNK_BYTES, ObjectInfo, check_key
+from deployments.checkpoints.store import CHUNK_BYTES, ObjectInfo, check_key, check_source
 from deployments.errors import ObjectStoreError
 
 _TRIES = 5
@@ -54,6 +54,7 @@ class S3Store:
 
     def create(self, key: str, source: bytes | Path, *, sha256: str) -> bool:
         place, content = self._place(key), Source(source)
+        check_source(key, content.size, sha256=sha256)
         with as_store_errors(key):
             try:
                 if content.size <= self._part_bytes:

@@ -169,6 +169,16 @@ def test_nothing_is_removed_where_a_manifest_cannot_be_read(
     assert blob_key(sha256(b"kept")) in store.objects
 
 
+def test_what_is_no_blob_and_no_manifest_is_left_alone(artifacts: ArtifactStore, store: MemoryStore) -> None:
+    others = ["blobs/sha256/notes.txt", "manifests/sha256/notes.json", f"blobs/sha256/{sha256(b'')}.json", "readme.txt"]
+    for key in others:
+        store.create(key, b"not ours", sha256=sha256(b"not ours"))
+    assert collect(artifacts) == Garbage(0, 0, 0, 0, ())
+    store.now += GRACE_S + 1
+    assert collect(artifacts) == Garbage(0, 0, 0, 0, ())
+    assert sorted(store.objects) == sorted(others)
+
+
 def test_a_manifest_that_should_be_there_is_reported(
     artifacts: ArtifactStore, store: MemoryStore, publish: Publish
 ) -> None:

@@ -44,7 +44,7 @@ def test_a_directory_that_everybody_may_write_is_refused(tmp_path: Path) -> None
 
 def test_a_store_that_returns_the_whole_for_a_part_is_refused() -> None:
     store = MemoryStore()
-    store.chunks = lambda key, *, start, stop: iter([store.objects[key][0]])  # type: ignore[method-assign]  # noqa: ARG005
+    store.chunks = lambda key, *, start, stop: iter([store.objects[key][0]])  # noqa: ARG005
     with pytest.raises(UnusableStore, match="part of an object"):
         probe(ArtifactStore(store))
 

@@ -1,6 +1,5 @@
 """How the S3 store takes what a server does wrong; over a fake one."""
 
-import re
 import time
 from base64 import b64encode
 from hashlib import sha256 as sha256_of
@@ -10,10 +9,11 @@ from typing import Any
 import pytest
 
 from deployments.checkpoints.digests import sha256
+from deployments.checkpoints.local import LocalStore
 from deployments.checkpoints.s3.client import Patience
 from deployments.checkpoints.s3.parts import MAX_PARTS, Source, cut
 from deployments.checkpoints.s3.store import S3Store
-from deployments.checkpoints.store import MAX_OBJECT_BYTES
+from deployments.checkpoints.store import MAX_FREE_KEY_BYTES, MAX_OBJECT_BYTES, ObjectStore
 from deployments.errors import ObjectNotFound, ObjectStoreError
 from tests.unit.checkpoints.fake_s3 import FakeS3, Fault
 
@@ -26,7 +26,7 @@ def store_of(server: FakeS3, **patience: Any) -> S3Store:
     return S3Store("bucket", "prefix", endpoint_url=server.endpoint_url, patience=Patience(**patience))
 
 
-def create(store: S3Store, content: bytes = CONTENT) -> bool:
+def create(store: ObjectStore, content: bytes = CONTENT) -> bool:
     return store.create("a", content, sha256=sha256(content))
 
 
@@ -154,12 +154,20 @@ def test_the_parts_of_a_source(tmp_path: Path) -> None:
         cut(Source(path), 5 * MIB, sha256=sha256(b"other"))
 
 
-def test_an_object_has_a_largest_size(tmp_path: Path) -> None:
+def test_an_object_has_a_largest_size(fake_s3: FakeS3, tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb") as file:
         file.truncate(MAX_OBJECT_BYTES)
     assert MAX_OBJECT_BYTES / MAX_PARTS < 5 * MIB  # so it has few enough parts, however small they are
-    Source(tmp_path / "file")
     with (tmp_path / "file").open("ab") as file:
         file.write(b"1")
-    with pytest.raises(ValueError, match=re.escape(str(MAX_OBJECT_BYTES))):
-        Source(tmp_path / "file")
+    digest = "0" * 64
+    for store in (store_of(fake_s3), LocalStore(tmp_path / "objects")):
+        with pytest.raises(ValueError, match=str(MAX_OBJECT_BYTES)):
+            store.create(f"blobs/{digest}", tmp_path / "file", sha256=digest)
+
+
+def test_a_large_object_has_its_digest_in_its_key(fake_s3: FakeS3, tmp_path: Path) -> None:
+    for store in (store_of(fake_s3), LocalStore(tmp_path / "objects")):
+        assert create(store, b"x" * MAX_FREE_KEY_BYTES)
+        with pytest.raises(ValueError, match="needs a key with its digest in it"):
+            create(store, b"x" * (MAX_FREE_KEY_BYTES + 1))
