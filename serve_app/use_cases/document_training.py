@@ -11,6 +11,9 @@ from serve_app.use_cases.training_files import TrainingFiles
 
 PURPOSE = "fine-tune"
 
+AUTO_LEARNING_RATE = 2e-4
+"""For who does not choose one, where the API has no default of its own."""
+
 
 class DocumentTraining:
     """Keeps the documents as a file of the account, as if it had been uploaded, and asks for a job that uses it."""

@@ -104,6 +104,8 @@ class FineTuning:
         if earlier is not None:
             return earlier
         base_model = self._models.resolve(command.base_model).id
+        if not command.name.isprintable():
+            raise InvalidParameter("name must have printable characters only", "name")
         self._check(command.params)
         num_tokens = await self._num_tokens(command, base_model, command.training_file, command.data_param)
         if command.validation_file is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from deployments.errors import InvalidTrainingData, PayloadTooLarge
+from deployments.errors import InvalidTrainingData, NotFound, PayloadTooLarge
 from deployments.training_documents import Document, num_bytes, read_lines, to_line
 from serve_app.config import FineTuningConfig
 from serve_app.jobs.ids import new_id
@@ -91,6 +91,8 @@ class TrainingFiles:
 
     async def get(self, account: str, file_id: str) -> TrainingFile:
         """Raises NotFound."""
+        if not file_id.isprintable():  # a zero character is nothing that a database can be asked for
+            raise NotFound("there is no file with such an id")
         return await self._files.get(account, file_id)
 
     async def list(

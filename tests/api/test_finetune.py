@@ -125,6 +125,7 @@ async def test_settings_reach_the_worker(sqlite_url: str) -> None:
         ({"sequence_length": 1}, "sequence_length"),
         ({"seed": -1}, "seed"),
         ({"name": "x" * 201}, "name"),
+        ({"name": "x\0"}, "name"),
         ({"num_workers": 0}, "num_workers"),
         ({"texts": ["x"]}, "texts"),
     ],

@@ -253,6 +253,7 @@ async def test_what_is_auto_is_chosen_and_shown(sqlite_url: str) -> None:
         ({"validation_file": "file-nobody"}, "validation_file"),
         ({"suffix": "x" * 65}, "suffix"),
         ({"suffix": ""}, "suffix"),
+        ({"suffix": "x\0"}, "suffix"),
         ({"seed": -1}, "seed"),
         ({"seed": True}, "seed"),
         ({"seed": 2**31}, "seed"),

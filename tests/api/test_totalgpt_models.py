@@ -64,7 +64,7 @@ async def test_key_is_required(make_client: ClientFactory, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("POST", "/v1/models", "GET"),
+        ("PUT", "/v1/models", "GET, POST"),
         ("PUT", "/v1/models/standard", "DELETE, GET"),
         ("GET", "/v1/completions", "POST"),
         ("GET", "/v1/chat/completions", "POST"),

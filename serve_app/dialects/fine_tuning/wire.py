@@ -9,9 +9,8 @@ from deployments.errors import InvalidParameter
 from deployments.training import TrainingParams
 from serve_app.http.wire_model import WireModel
 from serve_app.jobs.job import Job, JobCheckpoint, JobEvent, JobStatus, TrainingFile
+from serve_app.use_cases.document_training import AUTO_LEARNING_RATE
 
-AUTO_LEARNING_RATE = 2e-4
-"""What the multiplier multiplies; OpenAI's own is not known."""
 AUTO_EPOCHS = 3
 
 _MAX_METADATA, _MAX_KEY, _MAX_VALUE = 16, 64, 512
@@ -85,6 +84,8 @@ def to_params(body: JobBody, given: Hyperparameters) -> TrainingParams:
 
 def naming_fields(error: InvalidParameter, place: str) -> InvalidParameter:
     """The error with the name that the field has here."""
+    if error.param == "name":
+        return InvalidParameter("suffix must have printable characters only", "suffix")
     names = {"epochs": "n_epochs", "batch_size": "batch_size", "learning_rate": "learning_rate_multiplier"}
     if error.param not in names:
         return error

@@ -1,4 +1,4 @@
-"""The InferKit API: `POST /v1/models/{id}/generate`. Wire models, translation and route; knows no other dialect."""
+"""`POST /v1/models/{id}/generate`: wire models, translation and route."""
 
 import asyncio
 import json
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from deployments.errors import MethodNotAllowed
 from deployments.types import FinishReason, PromptStart, SamplingParams, TextPrompt
+from serve_app.dialects.inferkit.camel_model import CamelModel
 from serve_app.http.authentication import authenticate
 from serve_app.http.disconnect import run_while_connected
 from serve_app.http.error_response import error_as_ndjson
@@ -23,7 +23,7 @@ from serve_app.http.json_text import to_json
 from serve_app.http.openapi import answer, billed_request, text_answer
 from serve_app.http.request_body import read_json
 from serve_app.http.streaming import stream_response
-from serve_app.http.wire_model import WireModel, parse
+from serve_app.http.wire_model import parse
 from serve_app.services import Services
 from serve_app.use_cases.callers import Caller, Dialect
 from serve_app.use_cases.generate import GenerateCommand, PromptChunk
@@ -37,10 +37,6 @@ _MAX_TOKENS_PER_CHARACTER = 4
 
 _FINAL_LINE_DELAY_S = 0.005
 """Long enough for the last line of text to leave the machine on its own: clients parse what one read gives them."""
-
-
-class CamelModel(WireModel):
-    model_config = ConfigDict(alias_generator=to_camel)
 
 
 PromptText = Annotated[str, Field(min_length=1, max_length=3000)]
@@ -173,8 +169,7 @@ def _documented_answer(envelope: Envelope) -> dict[str, Any]:
     return {**documented, "content": {**documented["content"], **streamed["content"]}}
 
 
-def router(services: Services) -> APIRouter:
-    routes = APIRouter(tags=["InferKit"])
+def add_routes(routes: APIRouter, services: Services) -> None:
     http = services.config.http
     envelope = services.config.inferkit.envelope
 
@@ -222,5 +217,3 @@ def router(services: Services) -> APIRouter:
     async def refuse_get(request: Request) -> Response:
         """Without it, `GET /v1/models/{id}` would look for a model called `.../generate`."""
         raise MethodNotAllowed(f"{request.url.path} does not take GET, only POST", "POST")
-
-    return routes
