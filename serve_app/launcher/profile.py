@@ -62,6 +62,8 @@ def environment(
         # How soon a proxy that died is replaced: three failed checks, 10 s apart by default.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        # The throughput options would hold a thousand lines back: some are the last words of a process.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         # What a killed worker has started (HAProxy) must not keep its port.
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "1",
     }

@@ -1,0 +1,83 @@
+"""What the generator node measures, on a tiny real model."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from deployments import generator_metrics as metrics
+from deployments.config import EngineConfig, ModelConfig
+from deployments.generator import GeneratorNode
+from deployments.types import GenerateRequest, SamplingParams
+from tests.factories import make_tiny_model
+from tests.recording_meter import RecordingMeter
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+METER = RecordingMeter()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GeneratorNode]:
+    directory: Path = make_tiny_model(tmp_path_factory.mktemp("tiny"))
+    engine = EngineConfig(dtype="float32", block_size=4, kv_cache_bytes=1024 * 1024, stream_interval_s=0)
+    node = GeneratorNode(ModelConfig(id="tiny", source=str(directory), engine=engine), meter=METER)
+    await node.start()
+    yield node
+    await node.stop()
+
+
+def request(prompt: tuple[int, ...], **fields: int) -> GenerateRequest:
+    return GenerateRequest("r", "tiny", prompt, SamplingParams(max_tokens=8, ignore_eos=True, **fields))
+
+
+async def test_the_start_tells_its_phases(node: GeneratorNode) -> None:
+    assert {"source", "tokenizer", "imports", "weights"} <= node.phases.seconds.keys()
+    assert all(seconds >= 0 for seconds in node.phases.seconds.values())
+
+
+async def test_the_first_and_the_last_chunk_say_what_was_the_engine_s_time(node: GeneratorNode) -> None:
+    chunks = [chunk async for chunk in node.stream(request((40, 41, 42)))]
+    assert len(chunks) > 2
+    assert [chunk.timing is not None for chunk in chunks] == [True, *[False] * (len(chunks) - 2), True]
+    first, last = chunks[0].timing, chunks[-1].timing
+    assert first is not None
+    assert last is not None
+    assert 0 <= first.queue_s <= first.first_token_s <= last.last_token_s
+    assert (first.queue_s, first.first_token_s) == (last.queue_s, last.first_token_s)
+
+
+async def test_a_whole_answer_has_its_timing_and_every_request_is_measured_once(node: GeneratorNode) -> None:
+    before = len(METER.observed(metrics.QUEUE))
+    result = await node.generate(request((50, 51, 52)))
+    assert result.timing is not None
+    assert METER.observed(metrics.FIRST_TOKEN)[before:] == [result.timing.first_token_s]
+    [per_token] = METER.observed(metrics.TOKEN)[before:]
+    assert per_token == pytest.approx((result.timing.last_token_s - result.timing.first_token_s) / 7)
+
+
+async def test_totals_count_steps_sequences_and_what_the_cache_spared(node: GeneratorNode) -> None:
+    before = node.stats().totals
+    prompt = tuple(range(60, 77))
+    await node.generate(request(prompt))
+    first = node.stats().totals
+    assert first.steps > before.steps
+    assert first.step_s > before.step_s
+    assert first.step_tokens - before.step_tokens == 17 + 7  # the last token is drawn, not computed
+    assert first.prompt_tokens - before.prompt_tokens == 17
+    assert first.cached_tokens == before.cached_tokens
+    await node.generate(request(prompt))
+    assert node.stats().totals.cached_tokens - first.cached_tokens == 16
+
+
+async def test_a_request_that_is_left_before_its_first_token_is_not_measured(node: GeneratorNode) -> None:
+    before = len(METER.observed(metrics.QUEUE))
+    stream = node.stream(request(tuple(range(80, 380))))
+    task = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(METER.observed(metrics.QUEUE)) == before
