@@ -6,6 +6,7 @@ perhaps `name`. The model's chat template makes a text of a conversation, where 
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from deployments.types import ChatMessage, ChatPrompt, Prompt, PromptStart, TextPrompt
 
@@ -19,23 +20,37 @@ def to_line(document: Document) -> bytes:
 
 
 def read_lines(blob: bytes) -> Iterator[Document]:
-    """What was written by `to_line`, in order."""
+    """What was written by `to_line`, in order. Raises ValueError for a line that was not."""
     for line in blob.splitlines():
         value = json.loads(line)
-        yield value if isinstance(value, str) else tuple(ChatMessage(**message) for message in value)
+        if not isinstance(value, str) and not (value and isinstance(value, list)):
+            raise ValueError("neither a text nor a conversation")
+        yield value if isinstance(value, str) else tuple(map(_to_message, value))
 
 
 def to_prompt(document: Document) -> Prompt:
     """The document as the tokenizer takes it: a whole text without special tokens, or a conversation that has ended."""
     if isinstance(document, str):
         return TextPrompt(document, PromptStart.PLAIN)
-    return ChatPrompt(document, add_generation_prompt=False)
+    return to_chat_prompt(document)
+
+
+def to_chat_prompt(conversation: tuple[ChatMessage, ...]) -> ChatPrompt:
+    """The conversation for a chat template, with nothing open at its end."""
+    return ChatPrompt(conversation, add_generation_prompt=False)
 
 
 def num_bytes(document: Document) -> int:
     """Of its text, in UTF-8. Raises UnicodeEncodeError."""
     texts = (document,) if isinstance(document, str) else [message.content for message in document]
     return sum(len(text.encode()) for text in texts)
+
+
+def _to_message(value: Any) -> ChatMessage:
+    try:
+        return ChatMessage(**value)
+    except TypeError:
+        raise ValueError("a message has a role, a content and perhaps a name") from None
 
 
 def _to_object(message: ChatMessage) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Documents to packed sequences of tokens, and the order in which they are trained on."""
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from deployments.errors import InvalidTrainingData
+from deployments.errors import InvalidParameter, InvalidTrainingData
 from deployments.fine_tune.packing import pack, split
 from deployments.model_files import ModelFiles
+from deployments.training_documents import Document, read_lines, to_chat_prompt
+from deployments.types import ChatPrompt
 
 Array = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -71,51 +72,65 @@ class Rows:
         return digest.hexdigest()
 
 
-def read_documents(data: bytes, param: str = "training_data") -> list[str]:
-    """One JSON string per line. Raises InvalidTrainingData."""
-    documents = []
+def read_documents(data: bytes, param: str = "training_data") -> list[Document]:
+    """What `deployments.training_documents` wrote. Raises InvalidTrainingData."""
+    documents: list[Document] = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            document = json.loads(line)
+            [document] = read_lines(line)
         except ValueError:
-            document = None
-        if not isinstance(document, str):
-            raise InvalidTrainingData(f"line {number} is not a text", param)
+            raise InvalidTrainingData(f"line {number} is neither a text nor a conversation", param) from None
         documents.append(document)
     return documents
 
 
+def render_none(conversation: ChatPrompt) -> str:
+    """What a model does with conversations that has no chat template."""
+    del conversation
+    raise InvalidParameter("the model has no chat template, so it takes texts but no messages", "messages")
+
+
 def tokenize(
-    documents: Sequence[str],
+    documents: Sequence[Document],
     tokenizer: Tokenizer,
     limits: Limits,
     *,
     vocab_size: int,
     param: str = "training_data",
+    render: Callable[[ChatPrompt], str] = render_none,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Array]:
     """The tokens of every document that has any, within its limits; `tick` is called now and then.
 
+    Of a conversation `render` makes a text in which all special tokens are spelled out, so it has no other limits: what
+    is learned then is exactly what a chat request continues.
     Raises InvalidTrainingData: no document has any, or one has what the model does not know.
     """
     tokenized = []
     for first in range(0, len(documents), _TOKENIZED_AT_ONCE):
         tick()
         some = documents[first : first + _TOKENIZED_AT_ONCE]
-        for number, text in enumerate(some, first):
+        texts = []
+        for number, document in enumerate(some, first):
             try:
+                text = document if isinstance(document, str) else render(to_chat_prompt(document))
                 text.encode()
             except UnicodeEncodeError as error:
                 raise InvalidTrainingData(
                     f"document {number} contains a lone surrogate, which is no character", param
                 ) from error
-        for number, encoding in enumerate(tokenizer.encode_batch_fast(some, add_special_tokens=False), first):
+            except InvalidParameter as error:
+                raise InvalidTrainingData(f"document {number}: {error.message}", param) from error
+            texts.append(text)
+        for number, encoding in enumerate(tokenizer.encode_batch_fast(texts, add_special_tokens=False), first):
             ids = encoding.ids
             if not ids:
                 continue
             if max(ids) >= vocab_size:
                 raise InvalidTrainingData(f"document {number} contains a token that the model does not know", param)
-            tokenized.append(np.array([*limits.start, *ids, *limits.end], np.int32))
+            if isinstance(documents[number], str):
+                ids = [*limits.start, *ids, *limits.end]
+            tokenized.append(np.array(ids, np.int32))
     if not any(len(tokens) > 1 for tokens in tokenized):
         raise InvalidTrainingData("the documents leave nothing to train on: they have no tokens", param)
     return tokenized

@@ -14,11 +14,21 @@ from typing import Any
 
 import torch
 
+from deployments.chat_template import ChatTemplate
 from deployments.checkpoints.artifacts import ArtifactStore, Published
 from deployments.config import TrainerConfig
 from deployments.errors import CorruptObject, ObjectNotFound, TrainingFailed
 from deployments.fine_tune.checkpoint import read_state
-from deployments.fine_tune.dataset import Array, Limits, Rows, make_rows, read_documents, split_off, tokenize
+from deployments.fine_tune.dataset import (
+    Array,
+    Limits,
+    Rows,
+    make_rows,
+    read_documents,
+    render_none,
+    split_off,
+    tokenize,
+)
 from deployments.fine_tune.lora import attach_adapter, load_base, write_adapter
 from deployments.fine_tune.packed_model import PackedModel
 from deployments.fine_tune.shape import Shape, choose_batch_size, choose_sequence_length, round_up
@@ -27,6 +37,7 @@ from deployments.fine_tune.watch import Watch
 from deployments.model_files import ModelFiles, read_model_files
 from deployments.model_tokenizer import load_tokenizer
 from deployments.training import Finished, Started, TrainingEvent, TrainingParams, TrainingRequest
+from deployments.types import ChatPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +140,9 @@ def _read_documents(
 ) -> tuple[Sequence[Array], Sequence[Array]]:
     """Tokens of the documents to train on, and of those to validate with, if any."""
     tokenizer = load_tokenizer(work.directory)
+    render: Callable[[ChatPrompt], str] = render_none
+    if files.chat_template is not None:
+        render = ChatTemplate(files.chat_template, files.special_tokens).render
 
     def tokens(digest: str, param: str) -> list[Array]:
         try:
@@ -138,7 +152,13 @@ def _read_documents(
         work.watch.tick()
         documents = read_documents(data, param)
         return tokenize(
-            documents, tokenizer, Limits.of(files), vocab_size=files.vocab_size, param=param, tick=work.watch.tick
+            documents,
+            tokenizer,
+            Limits.of(files),
+            vocab_size=files.vocab_size,
+            param=param,
+            render=render,
+            tick=work.watch.tick,
         )
 
     documents = tokens(request.training_data, "training_data")

@@ -32,6 +32,15 @@ def test_half_of_a_surrogate_pair_is_no_text(document: Document) -> None:
             measure(document)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"7", b"null", b"{}", b"[]", b"[7]", b'[{"role": "user"}]', b'[{"role": "u", "content": "c", "x": 1}]', b""],
+)
+def test_other_lines_are_told_apart(line: bytes) -> None:
+    with pytest.raises(ValueError):
+        list(read_lines(b'"a"\n' + line + b"\n"))
+
+
 def test_text_is_encoded_as_it_is_and_a_conversation_by_the_template() -> None:
     assert to_prompt("text") == TextPrompt("text", PromptStart.PLAIN)
     messages = (ChatMessage("user", "hi"), ChatMessage("assistant", "hello"))
