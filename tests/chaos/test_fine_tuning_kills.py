@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -79,9 +81,6 @@ def service(
 
 
 def _migrate(config: Path, variables: dict[str, str]) -> None:
-    import subprocess
-    import sys
-
     command = [
         sys.executable,
         "-c",
@@ -95,7 +94,7 @@ def _migrate(config: Path, variables: dict[str, str]) -> None:
 
 
 class Chaos:
-    """Kills and restarts until it is told to stop; `done` counts what."""
+    """Kills and restarts until it is told to stop; `done` counts what. The servers that it restarted end with it."""
 
     def __init__(self, service: Service, postgresql: PostgreSQLServer, s3: SeaweedFS, seed: int) -> None:
         self.done: Counter[str] = Counter()
@@ -104,6 +103,7 @@ class Chaos:
         self._s3 = s3
         self._random = random.Random(seed)
         self._is_over = threading.Event()
+        self._may_end = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> "Chaos":
@@ -112,7 +112,11 @@ class Chaos:
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
+        self._may_end.set()
         self._thread.join(120)
+
+    def stop(self) -> None:
+        self._is_over.set()
 
     def _run(self) -> None:
         blows: Sequence[tuple[str, int, Callable[[], bool]]] = (
@@ -126,6 +130,7 @@ class Chaos:
             [(name, _, blow)] = self._random.choices(blows, [weight for _, weight, _ in blows])
             if blow():
                 self.done[name] += 1
+        self._may_end.wait()
 
     def _kill(self, title: str) -> bool:
         processes = self._service.processes_called(title)
@@ -177,29 +182,31 @@ def test_every_job_ends_once_and_every_subscriber_hears_of_it(
     with (
         subscribed(refuses=0.3, seed=SEED) as first,
         subscribed() as second,
+        Chaos(service, postgresql, s3, SEED) as chaos,
         httpx.Client(base_url=service.url, headers=service.headers, timeout=30) as client,
     ):
-        for receiver in (first, second):
-            body = {"url": receiver.url, "events": list(EVENTS)}
-            until_accepted(client, "/v1/aitextgen/webhooks/create", body, **{"Idempotency-Key": receiver.url})
-        with Chaos(service, postgresql, s3, SEED) as chaos:
-            jobs = start_jobs(client, NUM_JOBS)
-            [cancelled] = random.Random(SEED).sample(jobs, 1)
-            until_cancelled(client, cancelled)
-            wait_until(lambda: num_open(url) <= NUM_JOBS // 4, timeout_s=60 * NUM_JOBS, what="most jobs have ended")
+        for subscriber in (first, second):
+            body = {"url": subscriber.url, "events": list(EVENTS)}
+            until_accepted(client, "/v1/aitextgen/webhooks/create", body, **{"Idempotency-Key": subscriber.url})
+        jobs = start_jobs(client, NUM_JOBS)
+        [cancelled] = random.Random(SEED).sample(jobs, 1)
+        until_cancelled(client, cancelled)
+        wait_until(lambda: num_open(url) <= NUM_JOBS // 4, timeout_s=60 * NUM_JOBS, what="most jobs have ended")
+        chaos.stop()
         wait_until(lambda: num_open(url) == 0, timeout_s=600, what="all jobs have ended")
         wait_until(lambda: not pending_deliveries(url), timeout_s=120, what="every webhook is delivered")
 
         stored = {row["id"]: row for row in rows(url, "SELECT * FROM jobs")}
-        print({"jobs": NUM_JOBS, "blows": dict(chaos.done), "ended": Counter(row["status"] for row in stored.values())})  # noqa: T201
+        ended = Counter(row["status"] for row in stored.values())
+        print({"jobs": NUM_JOBS, "blows": dict(chaos.done), "ended": ended})  # noqa: T201  # shown by `pytest -s`
         assert sorted(stored) == sorted(jobs)
         assert stored[cancelled]["status"] in ("cancelled", "succeeded")
         assert all(row["status"] == "succeeded" for job_id, row in stored.items() if job_id != cancelled)
         check_ends(url, jobs)
         models = {row["job"]: row for row in rows(url, "SELECT * FROM tuned_models")}
         assert sorted(models) == sorted(job for job in jobs if stored[job]["status"] == "succeeded")
-        for receiver in (first, second):
-            check_webhooks(receiver, stored)
+        for subscriber in (first, second):
+            check_webhooks(subscriber, stored)
         for model in models.values():
             answer = client.post("/v1/completions", json={"model": model["id"], "prompt": "The", "max_tokens": 4})
             assert answer.status_code == 200, answer.text
@@ -238,10 +245,10 @@ def check_ends(url: str, jobs: Sequence[str]) -> None:
     assert {job: len(messages) for job, messages in ends.items()} == dict.fromkeys(jobs, 1)
 
 
-def check_webhooks(receiver: Subscriber, stored: dict[str, dict[str, Any]]) -> None:
+def check_webhooks(subscriber: Subscriber, stored: dict[str, dict[str, Any]]) -> None:
     """One event of each job, under one id however often it came, that says how the job ended."""
     events: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for delivery in receiver.deliveries:
+    for delivery in subscriber.deliveries:
         if delivery.accepted:
             events[delivery.event["data"]["job_id"]].add((delivery.headers["webhook-id"], delivery.event["type"]))
     assert sorted(events) == sorted(stored)
