@@ -1,11 +1,10 @@
 """What webhooks tell of a job that has ended, in this service's words and in OpenAI's. Pure."""
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from serve_app.jobs.ids import derived_id
 from serve_app.jobs.job import Job, JobStatus
 from serve_app.webhooks.event import EventType, WebhookEvent
 
@@ -32,8 +31,7 @@ def announce(job: Job, at: float) -> tuple[WebhookEvent, ...]:
 
 def _id(job: Job, type_: EventType) -> str:
     """The same however often it is asked for: a job ends once, and tells each end once."""
-    digest = hashlib.sha256(f"{job.id} {type_}".encode()).digest()
-    return "evt_" + base64.b32encode(digest).decode().lower()[:24]
+    return derived_id("evt_", 24, f"{job.id} {type_}".encode())
 
 
 def _payload(job: Job, type_: EventType, at: float) -> Mapping[str, Any]:
