@@ -92,7 +92,7 @@ async def measure(arguments: argparse.Namespace, home: Path, adapters: Sequence[
     )
     for name in ("models", "kernels"):
         (home / name).symlink_to(model_home / name)
-    print_line("adapters in the store, traffic", "tokens/s", "of the base's, on the device at the end")
+    print_line("adapters in the store, traffic", "tokens/s", "of the base's; on the device at the end, loads, unloads")
     for kind in arguments.traffic:
         for count in arguments.counts:
             node = GeneratorNode(config, home, adapters=AdapterCacheConfig(device_bytes=arguments.device_mib * 2**20))
@@ -107,8 +107,10 @@ async def measure(arguments: argparse.Namespace, home: Path, adapters: Sequence[
                 found["adapters"].append(await throughput(node, texts, named, arguments.tokens))
             base, with_adapters = (statistics.median(rates) for rates in found.values())
             ratio = statistics.median(one / other for one, other in zip(found["adapters"], found["base"], strict=True))
-            held = node.stats().num_adapters
-            print_line(f"{count}, {kind} (base {base:.0f})", f"{with_adapters:.0f}", f"{ratio:.3f}, {held}")
+            stats = node.stats()
+            held, loads = stats.num_adapters, stats.totals.adapter_loads
+            cells = f"{ratio:.3f}; {held}, {loads}, {loads - held}"
+            print_line(f"{count}, {kind} (base {base:.0f})", f"{with_adapters:.0f}", cells)
             await node.stop()
 
 
