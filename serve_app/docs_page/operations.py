@@ -2,9 +2,11 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+_FORM = "multipart/form-data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,9 @@ def operations_of(document: Mapping[str, Any], *, base_url: str) -> dict[str, li
 
 def _operation(path: str, method: str, operation: Mapping[str, Any], base_url: str) -> Operation:
     needs_key = operation.get("security") != []
-    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    content = operation.get("requestBody", {}).get("content", {})
+    form = content.get(_FORM)
+    body = form or content.get("application/json", {})
     examples = {name: example["value"] for name, example in body.get("examples", {}).items()}
     url = base_url + path
     for parameter in operation.get("parameters", ()):
@@ -70,7 +74,8 @@ def _operation(path: str, method: str, operation: Mapping[str, Any], base_url: s
         needs_key=needs_key,
         fields=(*_parameters(operation), *_fields(body.get("schema", {}), "")),
         requests=tuple(
-            Example(name, _curl(method, url, needs_key, value)) for name, value in (examples or {"": None}).items()
+            Example(name, _curl(method, url, needs_key, _form_options(value, form) if form else _json_options(value)))
+            for name, value in (examples or {"": None}).items()
         ),
         answers=tuple(_answer(status, response) for status, response in operation["responses"].items()),
     )
@@ -151,11 +156,24 @@ def _pretty(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _curl(method: str, url: str, needs_key: bool, body: Any) -> str:
+def _json_options(body: Any) -> list[str]:
+    return [] if body is None else ['-H "Content-Type: application/json"', f"-d {shlex.quote(_pretty(body))}"]
+
+
+def _form_options(fields: Mapping[str, str], form: Mapping[str, Any]) -> list[str]:
+    """A file is sent from where it lies."""
+    properties = form["schema"]["properties"]
+    return [
+        f"-F {name}=@data.jsonl"
+        if properties[name].get("format") == "binary"
+        else f"-F {shlex.quote(f'{name}={value}')}"
+        for name, value in fields.items()
+    ]
+
+
+def _curl(method: str, url: str, needs_key: bool, options: Sequence[str]) -> str:
     lines = [f"curl {url}" if method == "get" else f"curl -X {method.upper()} {url}"]
     if needs_key:
         lines.append('-H "Authorization: Bearer $TRITEXT_KEY"')
-    if body is not None:
-        lines.append('-H "Content-Type: application/json"')
-        lines.append(f"-d {shlex.quote(_pretty(body))}")
+    lines += options
     return " \\\n  ".join(lines)

@@ -127,6 +127,7 @@ async def test_reference_page_needs_nothing_but_its_own_files(make_client: Clien
 async def test_reference_page_shows_each_operation_with_its_example(make_client: ClientFactory) -> None:
     text = (await (await make_client()).get("/docs")).text
     assert "curl -X POST http://test/v1/aitextgen/generate" in text
+    assert "-F file=@data.jsonl" in text and "-F purpose=fine-tune" in text
     assert f"curl -X POST http://test/v1/models/{MODEL}/generate" in text
     assert "<code>prompt.isContinuation</code>" in text
     assert "integer, 10 to 1000" in text

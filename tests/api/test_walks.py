@@ -9,6 +9,7 @@ import pytest
 from serve_app.api import create_api
 from tests.api.administration import Service, running_service
 from tests.api.conftest import make_services
+from tests.fake_fine_tuner import FakeFineTuner
 
 OPEN = {"/health", "/ready", "/docs", "/docs/reference.css", "/openapi.json"}
 OWN = {"/v1/account", "/v1/usage"}
@@ -28,10 +29,15 @@ ROUTES = list(routes(create_api(make_services()).routes))
 KEYED = [(method, path) for method, path in ROUTES if path not in OPEN]
 ADMIN = [(method, path) for method, path in KEYED if path.startswith("/v1/admin/")]
 _TUNES = re.compile(r"/finetune|/webhooks|/fine_tuning/|/files|/(un)?deploy$")
+_MAKES_OR_ENDS_MODELS = {
+    ("POST", "/v1/models"),
+    ("DELETE", "/v1/models/{id:path}"),
+    ("DELETE", "/models/{id:path}"),
+}
 TUNING = [
     (method, path)
     for method, path in KEYED
-    if _TUNES.search(path) or (path.endswith("models/{id:path}") and method == "DELETE")
+    if _TUNES.search(path) or (method, path) in _MAKES_OR_ENDS_MODELS
 ]
 DIALECTS = [route for route in KEYED if route not in (*ADMIN, *TUNING) and route[1] not in OWN]
 
@@ -134,6 +140,31 @@ async def test_another_account_finds_nothing_of_the_first(service: Service) -> N
         assert sum(row["requests"] for row in usage) == 1
     own = (await service.client.get("/v1/usage")).json()["data"]
     assert sum(row["requests"] for row in own) == 1
+
+
+async def test_another_account_finds_nothing_that_the_first_has_trained(sqlite_url: str) -> None:
+    """Files, jobs and models by their ids, on every route that takes one."""
+    async with running_service(sqlite_url, fine_tuner=FakeFineTuner()) as service:
+        first, _ = await service.new_key("acme", scopes=["inference", "fine-tune"])
+        async with service.with_key(first) as client:
+            body = {"training_data": ["Once upon a time."], "name": "secret-name"}
+            model = (await client.post("/v1/aitextgen/finetune", json=body)).json()["model_id"]
+            [job] = (await client.get("/v1/fine_tuning/jobs")).json()["data"]
+        ids = {"job": job["id"], "file": job["training_file"], "id": model, "model": model}
+        await service.admin.post("/v1/admin/accounts", json={"id": "second"})
+        second, _ = await service.new_key("second", scopes=["inference", "fine-tune"])
+        asked = 0
+        async with service.with_key(second) as client:
+            for method, path in [*TUNING, *DIALECTS]:
+                response = await client.request(method, concrete(path, **ids), json={})
+                if "{" in path and response.status_code != 405:
+                    assert response.status_code == 404, (method, path)
+                    asked += 1
+                assert not any(mark in response.text for mark in ("acme", "secret-name"))
+        assert asked >= 15
+        async with service.with_key(first) as client:
+            assert (await client.get(f"/v1/models/{model}")).json()["deploymentStage"] == "Deployed"
+            assert (await client.get(f"/v1/files/{job['training_file']}")).status_code == 200
 
 
 async def test_every_post_that_creates_or_bills_obeys_the_idempotency_key(service: Service) -> None:
