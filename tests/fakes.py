@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from deployments.config import ModelConfig
 from deployments.errors import InvalidParameter, Unauthenticated
+from deployments.meter import Meter
 from deployments.types import (
     ChatPrompt,
     EncodeRequest,
@@ -365,7 +366,9 @@ def make_admission(
     *,
     billing: BillingConfig | None = None,
     limits: LimitsConfig | None = None,
+    meter: Meter | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> Admission:
     """Admission with the default prices and limits, unless told otherwise."""
     rules = Rules(make_prices(billing or BillingConfig()), make_limits(limits or LimitsConfig()))
-    return Admission(store or FakeAdmissionStore(), rules, owner="test-owner")
+    return Admission(store or FakeAdmissionStore(), rules, owner="test-owner", meter=meter, monotonic=monotonic)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.config import EngineConfig, ModelConfig
-from deployments.continuing import MAX_LOSSES, ContinuingGenerator
+from deployments.continuing import MAX_LOSSES, REPLICAS_LOST, ContinuingGenerator
 from deployments.errors import InvalidParameter, ReplicaLost
 from deployments.generator import GeneratorNode
 from deployments.graph import Generator
@@ -26,6 +26,7 @@ from deployments.types import (
 )
 from tests.factories import make_tiny_model
 from tests.fakes import FakeGenerator
+from tests.recording_meter import RecordingMeter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -174,3 +175,12 @@ async def test_closing_a_stream_ends_the_work() -> None:
         break
     await stream.aclose()
     await asyncio.wait_for(generator.closed.wait(), 5)
+
+
+async def test_every_lost_replica_is_counted_for_its_model() -> None:
+    meter = RecordingMeter()
+    request = GenerateRequest("r", "base", (1, 2), SamplingParams(max_tokens=5))
+    await ContinuingGenerator(Dying(FakeGenerator("ab", "cde"), [0, 1]), meter).generate(request)
+    stream = ContinuingGenerator(Dying(FakeGenerator("ab", "cde"), [1]), meter).stream(request)
+    assert [chunk async for chunk in stream]
+    assert meter.total(REPLICAS_LOST, model="base") == 3

@@ -76,6 +76,6 @@ def test_reports_tell_how_things_stand_and_what_the_start_took() -> None:
 
 def test_a_phase_that_fails_counts_too() -> None:
     phases = StartPhases(clock=iter([0.0, 2.0]).__next__)
-    with pytest.raises(OSError), phases.within("weights"):  # noqa: PT011
+    with pytest.raises(OSError), phases.within("weights"):
         raise OSError
     assert phases.seconds == {"weights": 2.0}

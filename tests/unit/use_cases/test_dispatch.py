@@ -31,6 +31,7 @@ from serve_app.use_cases.dispatch import Dispatcher
 from serve_app.use_cases.job_queue import Claim
 from tests.fake_fine_tuner import MANIFEST, SUCCESS, FakeFineTuner, Silence, checkpoint, finished, progress, started
 from tests.job_rows import Clock, add_job, rows, stored
+from tests.recording_meter import RecordingMeter
 
 CONFIG: dict[str, Any] = {"max_jobs": 8, "max_jobs_per_account": 8, "retry_s": 2.0, "max_attempts": 3}
 
@@ -47,6 +48,7 @@ class Bench:
     def __init__(self, database: Database, stack: AsyncExitStack) -> None:
         self.database = database
         self.clock = Clock()
+        self.meter = RecordingMeter()
         self._stack = stack
         self._num_workers = 0
 
@@ -58,6 +60,7 @@ class Bench:
             fine_tuner,
             config,
             worker=f"worker-{self._num_workers}",
+            meter=self.meter,
             now=self.clock,
         )
         await self._stack.enter_async_context(dispatcher.running())
@@ -391,3 +394,12 @@ async def test_claim_whose_answer_was_lost_is_given_back(bench: Bench) -> None:
     await bench.start(fine_tuner, Forgetful(bench.database, FineTuningConfig(**CONFIG)))
     assert (await bench.until_final(job)).status is JobStatus.SUCCEEDED
     assert [request.fence for request in fine_tuner.requests] == [2]
+
+
+async def test_jobs_that_end_by_themselves_are_counted_by_how_they_end(bench: Bench) -> None:
+    failing = (started(), TrainingFailed("the loss is not finite"))
+    await bench.start(FakeFineTuner(SUCCESS, failing))
+    for _ in range(2):
+        await bench.until_final(await add_job(bench.database))
+    counts = {status: bench.meter.total(job_run.JOBS_ENDED, status=status) for status in ("succeeded", "failed")}
+    assert counts == {"succeeded": 1, "failed": 1}

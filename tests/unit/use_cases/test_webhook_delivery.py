@@ -19,6 +19,7 @@ from serve_app.webhooks.attempt import Attempt
 from serve_app.webhooks.event import EventType
 from serve_app.webhooks.sharing import MAX_SENDING, MAX_SENDING_TO_ENDPOINT, Parcel, choose
 from serve_app.webhooks.signing import new_secret
+from tests.recording_meter import RecordingMeter
 
 CONFIG = WebhooksConfig(timeout_s=10)
 SECRETS = SealedSecrets(b"a pepper of 32 bytes for the tests")
@@ -367,3 +368,13 @@ async def test_old_deliveries_are_forgotten_after_30_days(deliver: Deliver, cloc
     outbox = FakeOutbox()
     await deliver(outbox).forget_old()
     assert outbox.forgotten == [clock.time - 30 * 86400]
+
+
+async def test_what_was_sent_is_counted_by_how_it_went(sender: FakeSender) -> None:
+    meter = RecordingMeter()
+    outbox = FakeOutbox(*(make_claim(number, endpoint=f"whep_{number}") for number in range(4)))
+    sender.answers["https://whep_1.example/"] = Undeliverable("no such host")
+    sender.answers["https://whep_2.example/"] = Receipt(500, b"", None)
+    await once(WebhookDelivery(outbox, sender, SECRETS, CONFIG, meter=meter), outbox, 4)
+    counts = {outcome: meter.total(webhook_delivery.ATTEMPTS, outcome=outcome) for outcome in ("succeeded", "failed")}
+    assert counts == {"succeeded": 2, "failed": 2}
