@@ -43,7 +43,7 @@ def _payload(job: Job, type_: EventType, at: float) -> Mapping[str, Any]:
         "data": {
             "status": _STATUSES[job.status],
             "model_id": job.model_id if job.status is JobStatus.SUCCEEDED else None,
-            "training_time": job.training_time_s,
+            "training_time": round(job.training_time_s, 3),
             "job_id": job.id,
             "epochs": job.params.epochs,
             "trained_tokens": job.trained_tokens,
