@@ -50,25 +50,26 @@ class FineTunerNode:
         model = self._model(request.base_model)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[TrainingEvent | None] = asyncio.Queue()
-        ended: asyncio.Future[Exception | None] = loop.create_future()
+        ended: asyncio.Future[BaseException | None] = loop.create_future()
         watch = Watch(stall_s=self._stall_s, clock=self._clock)
 
         def emit(event: TrainingEvent) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        def end(error: Exception | None) -> None:
+        def end(error: BaseException | None) -> None:
             ended.set_result(error)
             events.put_nowait(None)
 
         def work() -> None:
-            error: Exception | None = None
+            error: BaseException | None = None
             try:
                 self._work(request, model, emit, watch)
-            except Exception as failure:
+            except BaseException as failure:
                 error = failure
             loop.call_soon_threadsafe(end, error)
 
-        threading.Thread(target=work, name=f"training-{request.job_id}", daemon=True).start()
+        thread = threading.Thread(target=work, name=f"training-{request.job_id}", daemon=True)
+        thread.start()
         try:
             while True:
                 try:
@@ -87,6 +88,7 @@ class FineTunerNode:
         finally:
             watch.stop()
             await ended
+            thread.join()
 
     def _work(
         self, request: TrainingRequest, model: ModelConfig, emit: Callable[[TrainingEvent], None], watch: Watch
@@ -117,7 +119,7 @@ class FineTunerNode:
         raise TrainingFailed(f"the base model {model_id!r} is not configured")
 
 
-def _told(error: Exception, job_id: str) -> Exception:
+def _told(error: BaseException, job_id: str) -> Exception:
     """What the caller is told: whatever is not of the service's own errors would come again, but for the disk's."""
     if isinstance(error, ServiceError | Stopped):
         return error
