@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest_asyncio
 
 from deployments.checkpoints.opening import open_artifacts
 from deployments.config import AdapterCacheConfig, CheckpointConfig, EngineConfig, ModelConfig
-from deployments.errors import CorruptObject, InvalidAdapter
+from deployments.errors import CorruptObject, EngineDead, InvalidAdapter
 from deployments.generator import GeneratorNode
 from deployments.types import AdapterRef, GenerateRequest, SamplingParams
 from tests.factories import make_tiny_model
@@ -108,3 +109,67 @@ async def test_a_cancelled_stream_lets_go_of_its_adapter(
     for adapter in adapters[1:]:
         await text_of(node, adapter)
     assert node.stats().num_adapters == 2
+
+
+async def test_prefixes_are_found_for_the_same_adapter_only(
+    node: GeneratorNode, publish: Callable[..., AdapterRef]
+) -> None:
+    first, second = publish(40), publish(41)
+    cached = []
+    for adapter in (first, second, first, second):
+        cached.append((await node.generate(request(adapter))).usage.cached_tokens)
+    assert cached[:2] == [0, 0]
+    assert min(cached[2:]) > 0
+
+
+async def test_adapters_in_use_stay_while_others_take_turns_in_the_room_that_is_left(
+    node: GeneratorNode, publish: Callable[..., AdapterRef]
+) -> None:
+    held, *others = (publish(seed) for seed in range(50, 54))
+    whole = await text_of(node, held)
+    async with aclosing(node.stream(request(held))) as stream:
+        token_ids = list((await anext(stream)).token_ids)
+        assert len({await text_of(node, adapter) for adapter in others}) == len(others)
+        async for chunk in stream:
+            token_ids += chunk.token_ids
+    assert tuple(token_ids) == whole
+
+
+async def test_an_adapter_above_the_whole_budget_fails_its_own_requests_only(
+    node: GeneratorNode, publish: Callable[..., AdapterRef]
+) -> None:
+    good, large = publish(60), publish(61, rank=16)
+    expected = await text_of(node, good)
+    answers = await asyncio.gather(*(text_of(node, ref) for ref in (large, good, large)), return_exceptions=True)
+    assert [type(answer) for answer in (answers[0], answers[2])] == [InvalidAdapter] * 2
+    assert answers[1] == expected
+
+
+async def test_a_damaged_adapter_is_told_so_until_the_store_has_it_whole(
+    node: GeneratorNode, publish: Callable[..., AdapterRef], home: Path
+) -> None:
+    adapter = publish(70)
+    blobs = sorted((home / "objects" / "blobs").rglob("*"), key=lambda path: path.stat().st_mtime)
+    [blob] = [path for path in blobs if path.is_file() and b"lora_A" in path.read_bytes()][-1:]
+    whole = blob.read_bytes()
+    blob.chmod(0o600)
+    blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for _ in range(2):
+        with pytest.raises(CorruptObject):
+            await text_of(node, adapter)
+    blob.write_bytes(whole)
+    await text_of(node, adapter)
+
+
+async def test_stopping_ends_requests_that_wait_for_their_adapter(
+    home: Path, publish: Callable[..., AdapterRef], tmp_path: Path
+) -> None:
+    directory = make_tiny_model(tmp_path, dtype="float64")
+    engine = EngineConfig(dtype="float64", block_size=4, kv_cache_bytes=1200 * 1024)
+    node = GeneratorNode(ModelConfig(id="tiny", source=str(directory), context_length=256, engine=engine), home)
+    await node.start()
+    waiting = asyncio.create_task(text_of(node, publish(80)))
+    await asyncio.sleep(0)
+    await node.stop()
+    with pytest.raises(EngineDead):
+        await waiting

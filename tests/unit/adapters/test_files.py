@@ -1,6 +1,8 @@
 """Adapters' files on the disk: fetched once, verified, given up within the budget, shared with other generators."""
 
 import random
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,3 +166,8 @@ def test_an_artifact_that_is_no_adapter_is_refused(opening: Opening, tmp_path: P
     ref = publish(opening, tmp_path, kind="checkpoint")
     with pytest.raises(InvalidAdapter, match="no adapter"):
         make_files(opening, tmp_path).read(ref)
+
+
+def test_who_needs_no_adapters_does_not_wait_for_an_s3_client() -> None:
+    check = "import sys, deployments.generator; assert not {'boto3', 'botocore'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", check], check=True)
