@@ -1,0 +1,47 @@
+"""A generator on a real Ray Serve and a real S3 server: adapters come when requests need them, whatever is killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def came_to(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each scenario of `adapter_runs` came to."""
+    home: Path = tmp_path_factory.mktemp("adapters")
+    environment = {
+        **os.environ,
+        "TRITEXT_HOME": str(home),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.adapter_runs"], env=environment, capture_output=True, text=True
+    )
+    found = [line for line in done.stdout.splitlines() if line.startswith('{"in turns"')]
+    assert found, done.stdout + done.stderr
+    return dict(json.loads(found[-1]))
+
+
+def test_each_request_gets_its_adapter_also_when_there_are_more_than_fit(came_to: dict[str, Any]) -> None:
+    assert came_to["in turns"] is True
+
+
+def test_adapter_that_cannot_be_used_fails_its_own_requests_only(came_to: dict[str, Any]) -> None:
+    assert came_to["refused"] == ["InvalidAdapter", "good", "CorruptObject"]
+
+
+def test_stream_goes_on_at_a_new_replica_without_the_object_store(came_to: dict[str, Any]) -> None:
+    assert came_to["replica killed"] == [True, True]
+
+
+def test_store_that_does_not_answer_is_said_and_asked_again(came_to: dict[str, Any]) -> None:
+    assert came_to["store gone"] == ["ObjectStoreError", True]
