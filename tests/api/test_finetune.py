@@ -256,6 +256,35 @@ async def test_client_that_goes_away_cancels_nothing(sqlite_url: str) -> None:
         assert job.status == "running"
 
 
+async def test_client_that_goes_away_while_its_job_is_made_gets_the_job_all_the_same(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tuning(sqlite_url) as (service, client, fine_tuner):
+        counting, may_count = asyncio.Event(), asyncio.Event()
+
+        async def count(model: str, texts: tuple[str, ...]) -> tuple[int, ...]:
+            del model
+            counting.set()
+            await may_count.wait()
+            return tuple(map(len, texts))
+
+        monkeypatch.setattr(service.services.graph.tokenizer, "count", count)
+        headers = {"Idempotency-Key": "once"}
+        call = asyncio.create_task(client.post(PATH, json={"training_data": DATA}, headers=headers))
+        await counting.wait()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        running = await client.post(PATH, json={"training_data": DATA}, headers=headers)
+        assert (running.status_code, running.json()["error"]["code"]) == (409, "conflict")
+        may_count.set()
+        while not (jobs := await service.services.fine_tuning.list("acme")):
+            await asyncio.sleep(0.01)
+        await service.services.fine_tuning.wait("acme", jobs[0].id, timeout_s=20)
+        again = await client.post(PATH, json={"training_data": DATA}, headers=headers)
+        assert (again.status_code, again.json()["model_id"]) == (200, jobs[0].model_id)
+        assert len(fine_tuner.requests) == 1
+
+
 async def test_finished_job_tells_what_the_waiting_client_was_told(sqlite_url: str) -> None:
     async with tuning(sqlite_url) as (_, client, _tuner):
         answer = (await client.post(PATH, json={"training_data": DATA, "name": "fox"})).json()
