@@ -1,0 +1,248 @@
+"""What a service measures of itself, as a real Prometheus sees it, and what it logs."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from infra.generate import OBSERVABILITY
+from serve_app.launcher.local_state import make_runtime_dir
+from tests.integration.service import GENERATOR, LOCAL_CONFIG, MODEL, Service, running, wait_until
+from tests.prometheus import Prometheus, running_prometheus
+
+pytestmark = pytest.mark.timeout(400)
+
+SECRET = "porcelain hippopotamus"  # of a prompt, to be found nowhere
+PROMPT = f"The {SECRET} went to the market on a sunny morning and bought a basket full of apples, and then"
+EXPORT_S = 40  # Ray's processes report every ten seconds
+
+
+@dataclass
+class Traffic:
+    """What was asked of the service, and what it said of it."""
+
+    ids: list[str] = field(default_factory=list)
+    num_streams: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, usage: dict[str, Any]) -> None:
+        self.prompt_tokens += usage["prompt_tokens"]
+        self.completion_tokens += usage["completion_tokens"]
+
+
+@pytest.fixture(scope="module")
+def service(new_home: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """It logs in JSON, and lets one request a minute in by one of its APIs."""
+    document = yaml.safe_load(LOCAL_CONFIG.read_text())
+    document["logging_config"] = {"encoding": "JSON"}
+    document["applications"][0]["args"]["limits"] = {
+        "inferkit": {"windows": [{"name": "minute", "quota": 1, "period_s": 3600}]}
+    }
+    config = tmp_path_factory.mktemp("config") / "json.yaml"
+    config.write_text(yaml.safe_dump(document))
+    with running(new_home(), "auto", config=config) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def address(service: Service) -> str:
+    """Host and port, as the start prints them."""
+    [found] = re.findall(r"^Measurements for Prometheus: http://(\S+)/metrics$", service.output, re.MULTILINE)
+    return str(found)
+
+
+@pytest.fixture(scope="module")
+def prometheus(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    with running_prometheus(tmp_path_factory.mktemp("prometheus"), address) as prometheus:
+        yield prometheus
+
+
+@pytest.fixture(scope="module")
+def traffic(service: Service, prometheus: Prometheus) -> Traffic:
+    """Three streams and three whole answers, and one request that is refused; measured when this returns."""
+    traffic = Traffic()
+
+    def post(path: str, body: dict[str, Any]) -> httpx.Response:
+        request_id = f"measured-{len(traffic.ids)}"
+        traffic.ids.append(request_id)
+        headers = service.headers | {"X-Request-Id": request_id}
+        return httpx.post(f"{service.url}{path}", json=body, headers=headers, timeout=120)
+
+    for _ in range(3):
+        body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 24, "ignore_eos": True}
+        answer = post("/v1/completions", body | {"stream": True, "stream_options": {"include_usage": True}})
+        *_, last, done = [line for line in answer.text.splitlines() if line.startswith("data: ")]
+        assert done == "data: [DONE]"
+        traffic.num_streams += 1
+        traffic.add(json.loads(last.removeprefix("data: "))["usage"])
+    for _ in range(2):
+        answer = post("/v1/completions", {"model": MODEL, "prompt": PROMPT, "max_tokens": 12})
+        traffic.add(answer.json()["usage"])
+    body = {"prompt": {"text": PROMPT}, "length": 40}
+    path = f"/v1/models/{MODEL}/generate"
+    assert [post(path, body).status_code for _ in range(2)] == [200, 429]
+
+    def is_measured() -> bool:
+        return (
+            prometheus.value("sum(ray_tritext_requests_total)") == 7
+            and prometheus.value("sum(ray_tritext_engine_queue_seconds_count)") == 6
+        )
+
+    wait_until(is_measured, timeout_s=EXPORT_S, what="Prometheus has everything")
+    return traffic
+
+
+def test_measurements_are_there_for_this_machine_only(address: str) -> None:
+    host, port = address.split(":")
+    listening = {
+        connection.laddr.ip
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port)
+    }
+    assert listening == {host} == {"127.0.0.1"}
+
+
+def test_requests_are_counted_by_how_they_ended(prometheus: Prometheus, traffic: Traffic) -> None:
+    del traffic
+    found = {
+        (labels["dialect"], labels["outcome"]): value
+        for labels, value in prometheus.query("sum by (dialect, outcome) (ray_tritext_requests_total)")
+    }
+    assert found == {("totalgpt", "completed"): 5, ("inferkit", "completed"): 1, ("inferkit", "refused"): 1}
+    assert prometheus.value('sum(ray_tritext_refusals_total{reason="window"})') == 1
+
+
+def test_tokens_are_those_of_the_answers_usage(prometheus: Prometheus, traffic: Traffic) -> None:
+    by_kind = {
+        labels["kind"]: value
+        for labels, value in prometheus.query('sum by (kind) (ray_tritext_tokens_total{dialect="totalgpt"})')
+    }
+    assert by_kind == {"prompt": traffic.prompt_tokens, "completion": traffic.completion_tokens}
+
+
+def test_streams_have_a_first_token_and_every_request_its_framework_time(
+    prometheus: Prometheus, traffic: Traffic
+) -> None:
+    assert prometheus.value("sum(ray_tritext_first_token_seconds_count)") == traffic.num_streams
+    assert prometheus.value("sum(ray_tritext_token_seconds_count)") == traffic.num_streams
+    assert prometheus.value("sum(ray_tritext_framework_seconds_count)") == 6
+    assert prometheus.value("sum(ray_tritext_engine_first_token_seconds_count)") == 6
+    median = prometheus.value("histogram_quantile(0.5, sum by (le) (ray_tritext_framework_seconds_bucket))")
+    assert median is not None
+    assert 0 < median < 5
+
+
+def test_engines_tell_their_steps_batches_and_cache(prometheus: Prometheus, traffic: Traffic) -> None:
+    del traffic
+    prompts = prometheus.value("sum(ray_tritext_engine_prompt_tokens_total)") or 0
+    cached = prometheus.value("sum(ray_tritext_engine_cached_tokens_total)") or 0
+    assert 0 < cached < prompts  # the same prompt again and again
+    batch = prometheus.value("sum(ray_tritext_engine_step_sequences_total) / sum(ray_tritext_engine_steps_total)")
+    assert batch == pytest.approx(1.0)
+    assert (prometheus.value("sum(ray_tritext_engine_step_seconds_total)") or 0) > 0
+    wait_until(
+        lambda: prometheus.value("max(ray_tritext_engine_cache_use_ratio)") == 0,
+        timeout_s=EXPORT_S,
+        what="no block of the cache is held",
+    )
+    phases = {labels["phase"] for labels, _ in prometheus.query("ray_tritext_generator_start_seconds")}
+    assert {"source", "tokenizer", "imports", "weights"} <= phases
+
+
+def test_what_waits_is_told(prometheus: Prometheus, traffic: Traffic) -> None:
+    del traffic
+    jobs = {labels["status"]: value for labels, value in prometheus.query("max by (status) (ray_tritext_jobs)")}
+    assert jobs == {"queued": 0, "running": 0, "paused": 0}
+    waiting = ("webhook_deliveries_pending", "webhook_lag_seconds", "ledger_reservations", "ledger_held_credits")
+
+    def is_nothing_left() -> bool:
+        return [prometheus.value(f"sum(ray_tritext_{name})") for name in (*waiting, "open_reservations")] == [0] * 5
+
+    wait_until(is_nothing_left, timeout_s=EXPORT_S, what="nothing waits, and nothing is reserved")
+
+
+def test_no_label_tells_of_a_client(prometheus: Prometheus, traffic: Traffic, service: Service) -> None:
+    del traffic
+    text = json.dumps(prometheus.query('{__name__=~"ray_tritext_.*"}'))
+    assert "ray_tritext_requests_total" in text
+    for private in (SECRET, service.key, "measured-", "otel_scope", "SessionName"):
+        assert private not in text
+
+
+def test_every_graph_of_the_dashboard_can_be_drawn(prometheus: Prometheus, traffic: Traffic) -> None:
+    del traffic
+    dashboard = json.loads((OBSERVABILITY / "dashboard.json").read_text("utf-8"))
+    empty = set()
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            query = target["expr"].replace("$model", ".*").replace("$__rate_interval", "5m")
+            if not prometheus.query(query):
+                empty.add(panel["title"])
+    # Counters of what has not happened are not there yet.
+    assert empty <= {
+        *("Replicas lost in an answer", "Preemptions", "Adapters", "Time of an adapter's load"),
+        *("Jobs ended", "Webhooks sent"),
+    }
+
+
+def test_alarms_are_evaluated_and_none_is_raised(prometheus: Prometheus, traffic: Traffic) -> None:
+    del traffic
+    [group] = prometheus.ask("rules")["groups"]
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}
+    assert not [rule["name"] for rule in group["rules"] if rule["state"] == "firing"]
+
+
+def test_logs_are_json_with_the_request_s_id_and_hold_no_text_and_no_key(service: Service, traffic: Traffic) -> None:
+    logs = make_runtime_dir(service.home) / "ray/session_latest/logs"
+    assert request_ids(logs, "Ingress", "POST ") >= set(traffic.ids)
+    # A replica may be told that nobody listens any more before it has said that it answered.
+    for name, call in (("Tokenizer", "CALL encode "), (GENERATOR, "CALL generate "), (GENERATOR, "CALL stream ")):
+        found = request_ids(logs, name, call)
+        assert found
+        assert found <= set(traffic.ids)
+    for file in logs.rglob("*"):
+        if file.is_file():
+            text = file.read_text(errors="replace")
+            assert SECRET not in text, file
+            assert service.key not in text, file
+
+
+def request_ids(logs: Path, deployment: str, beginning: str) -> set[str]:
+    """Those of the lines that begin so, in the logs of the deployment's replicas; every line is a JSON object."""
+    lines = [
+        json.loads(line)
+        for file in (logs / "serve").glob(f"replica_tritext_{deployment}_*.log")
+        for line in file.read_text().splitlines()
+    ]
+    return {line["request_id"] for line in lines if line["message"].startswith(beginning)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a stream goes on at once only in the throughput profile")
+def test_a_replica_lost_in_an_answer_is_counted_and_logged_under_the_request(
+    service: Service, prometheus: Prometheus, traffic: Traffic
+) -> None:
+    del traffic
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    headers = service.headers | {"X-Request-Id": "loses-its-replica"}
+    with httpx.stream("POST", f"{service.url}/v1/completions", json=body, headers=headers, timeout=240) as response:
+        lines = response.iter_lines()
+        next(lines)
+        service.replica(GENERATOR).kill()
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    [file] = (make_runtime_dir(service.home) / "ray/session_latest/logs/serve").glob("replica_tritext_Ingress_*.log")
+    said = [json.loads(line) for line in file.read_text().splitlines() if "another replica" in line]
+    assert {(line["levelname"], line["request_id"]) for line in said} == {("WARNING", "loses-its-replica")}
+
+    def is_counted() -> bool:
+        return (prometheus.value("sum(ray_tritext_replicas_lost_total)") or 0) >= 1
+
+    wait_until(is_counted, timeout_s=EXPORT_S, what="the loss is counted")
