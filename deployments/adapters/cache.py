@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +17,9 @@ from deployments.types import AdapterRef
 
 ROOM_WAIT_S = 30.0
 """How long a request waits for room on the device while all that is there is in use."""
+
+_MAX_READS = 16
+_STOPPED = "the generator was stopped"
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +60,12 @@ class AdapterCache:
         *,
         room_wait_s: float = ROOM_WAIT_S,
     ) -> None:
-        """`read` blocks, and is called in a thread."""
+        """`read` blocks, and is called in a thread; up to _MAX_READS at the same time."""
         self._engine = engine
         self._read = read
+        # Threads of their own: an object store that is slow to answer holds up nothing else.
+        self._readers = ThreadPoolExecutor(_MAX_READS, "adapter-read")
+        self._is_stopped = False
         self._memory = AdapterMemory(config.host_bytes)
         self._max_bytes = config.device_bytes
         self._room_wait_s = room_wait_s
@@ -74,13 +81,15 @@ class AdapterCache:
         Raises what `read` raises; InvalidAdapter where it does not fit the model or the budget; Overloaded where
         adapters that are in use leave no room for too long; EngineDead.
         """
+        if self._is_stopped:
+            raise EngineDead(_STOPPED)
         entry = self._entries.get(ref.digest) or self._begin(ref)
         entry.users += 1
         try:
             if not entry.loading.done():
                 await asyncio.wait([entry.loading])  # when this is cancelled, the load is not
             if entry.loading.cancelled():
-                raise EngineDead("the generator was stopped")
+                raise EngineDead(_STOPPED)
             entry.loading.result()
             yield
         finally:
@@ -91,6 +100,8 @@ class AdapterCache:
 
     async def stop(self) -> None:
         """Ends what is being loaded: those who wait for it get EngineDead."""
+        self._is_stopped = True
+        self._readers.shutdown(wait=False, cancel_futures=True)
         loads = [entry.loading for entry in self._entries.values()]
         for load in loads:
             load.cancel()
@@ -127,7 +138,7 @@ class AdapterCache:
     async def _in_memory(self, ref: AdapterRef) -> LoadedAdapter:
         adapter = self._memory.get(ref)
         if adapter is None:
-            adapter = await asyncio.to_thread(self._read, ref)
+            adapter = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, ref)
             self._memory.add(adapter)
         return adapter
 

@@ -124,6 +124,16 @@ async def test_loads_of_different_adapters_do_not_wait_for_each_other() -> None:
     assert sorted(engine.loaded) == ["a", "b"]
 
 
+async def test_an_object_store_that_is_slow_to_answer_holds_up_nothing_else() -> None:
+    cache, _, reader = make_cache(on_device=20)
+    reader.gate.clear()
+    tasks = [asyncio.create_task(use(cache, name)) for name in "abcdefghij"]
+    await until(lambda: reader.num_reads.total() == len(tasks))
+    await asyncio.to_thread(lambda: None)
+    reader.gate.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_a_caller_who_leaves_ends_the_load_for_nobody() -> None:
     cache, engine, reader = make_cache()
     reader.gate.clear()
@@ -235,7 +245,7 @@ async def test_stopping_ends_the_waiting_for_adapters() -> None:
         await asyncio.sleep(0)  # that one has not begun
         await cache.stop()
         reader.gate.set()
-    for task in waiting:
+    for task in (*waiting, use(cache, "e")):
         with pytest.raises(EngineDead):
             await task
 
