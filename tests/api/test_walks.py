@@ -34,11 +34,7 @@ _MAKES_OR_ENDS_MODELS = {
     ("DELETE", "/v1/models/{id:path}"),
     ("DELETE", "/models/{id:path}"),
 }
-TUNING = [
-    (method, path)
-    for method, path in KEYED
-    if _TUNES.search(path) or (method, path) in _MAKES_OR_ENDS_MODELS
-]
+TUNING = [(method, path) for method, path in KEYED if _TUNES.search(path) or (method, path) in _MAKES_OR_ENDS_MODELS]
 DIALECTS = [route for route in KEYED if route not in (*ADMIN, *TUNING) and route[1] not in OWN]
 
 

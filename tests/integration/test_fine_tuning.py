@@ -137,7 +137,7 @@ def test_the_same_through_openais_client(openai_client: openai.OpenAI, receiver:
     file = openai_client.files.create(file=("fact.jsonl", io.BytesIO(lines.encode())), purpose="fine-tune")
     job = openai_client.fine_tuning.jobs.create(
         training_file=file.id, model=MODEL, suffix="varnholm", seed=1, metadata={"purpose": "test"},
-        hyperparameters={"n_epochs": 6, "learning_rate_multiplier": 20},
+        hyperparameters={"n_epochs": 6, "learning_rate_multiplier": 5},
     )  # fmt: skip
     assert job.status in ("validating_files", "queued", "running")
     assert job.fine_tuned_model is None
