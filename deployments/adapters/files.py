@@ -61,8 +61,15 @@ class AdapterFiles:
                 raise InvalidAdapter(f"{ref.id!r} is no adapter")
             adapter = read_adapter(path / _FILES, ref)
         if found is None:
-            make_room(self._directory, max_bytes=self._max_bytes, keep=path.name)
+            self._make_room(keep=path.name)
         return adapter
+
+    def _make_room(self, *, keep: str) -> None:
+        """The adapter is here already: a disk on which nothing can be removed is no reason to refuse it."""
+        try:
+            make_room(self._directory, max_bytes=self._max_bytes, keep=keep)
+        except OSError as error:
+            logger.error("adapters in %s cannot be removed: %s", self._directory, error)
 
     def _fetch(self, ref: AdapterRef, path: Path) -> Manifest:
         """Of several that fetch an adapter at the same time, one does, and the others find what it made."""

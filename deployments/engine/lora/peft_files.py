@@ -80,7 +80,7 @@ def _as_float32(name: str, tensor: Mapping[str, Any]) -> Array:
         raise _refused(f"{name} has the shape {tensor['shape'][:4]}, which is no matrix")
     match tensor["dtype"]:
         case "F32":
-            values: Array = np.frombuffer(tensor["data"], "<f4").astype(np.float32)
+            values: Array = np.frombuffer(tensor["data"], "<f4").astype(np.float32, copy=False)
         case "F16":
             values = np.frombuffer(tensor["data"], "<f2").astype(np.float32)
         case "BF16":

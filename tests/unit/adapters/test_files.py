@@ -151,6 +151,12 @@ def test_readers_of_one_directory_never_take_from_each_other(opening: Opening, t
     assert len(kept(tmp_path)) == 1
 
 
+def test_a_disk_on_which_nothing_can_be_removed_refuses_nothing(opening: Opening, tmp_path: Path) -> None:
+    (tmp_path / "adapters" / ".lock").mkdir(parents=True)
+    ref = publish(opening, tmp_path)
+    assert make_files(opening, tmp_path, max_bytes=1).read(ref).ref == ref
+
+
 def test_a_disk_that_cannot_be_used_is_told(opening: Opening, tmp_path: Path) -> None:
     (tmp_path / "adapters").write_text("in the way")
     with pytest.raises(StorageError):
