@@ -62,6 +62,7 @@ def service(
             "trainer": {"num_cpus": 0, "niceness": 5, "num_threads": 1, "checkpoint_every_steps": 10},
         },
         "fine_tuning": {"max_jobs": 3, "max_jobs_per_account": 3, "lease_s": 6, "retry_s": 0.5, "max_attempts": 1000},
+        "limits": {"aitextgen": {"windows": []}},
         "webhooks": {"allowed_networks": ["127.0.0.0/8"], "retry_s": [0.5] * 60},
     }
     for deployment in application["deployments"]:
