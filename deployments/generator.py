@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from deployments.meter import Meter, NoMeter
 from deployments.model_files import ModelFiles, read_model_files
 from deployments.model_source import default_home, resolve
 from deployments.model_tokenizer import load_tokenizer
+from deployments.spans import NoSpans, Spans, record_engine
 from deployments.start_phases import StartPhases
 from deployments.token_bytes import TokenBytes
 from deployments.types import (
@@ -49,6 +51,7 @@ class GeneratorNode:
         checkpoints: CheckpointConfig | None = None,
         make_engine: MakeEngine | None = None,
         meter: Meter | None = None,
+        spans: Spans | None = None,
     ) -> None:
         """`checkpoints` says where adapters come from; they are asked for when the first request needs one."""
         self._model = model
@@ -57,6 +60,7 @@ class GeneratorNode:
         self._checkpoints = checkpoints or CheckpointConfig()
         self._make_engine = make_engine or make_torch_engine
         self._meter = meter or NoMeter()
+        self._spans = spans or NoSpans()
         self.phases = StartPhases()
         self._engine: Engine | None = None
         self._adapters: AdapterCache | None = None
@@ -114,6 +118,7 @@ class GeneratorNode:
         engine, token_bytes = self._started()
         answer = _Answer(request, token_bytes)
         async with self._adapter_of(request):
+            submitted_at = time.time()
             generation = engine.submit(request, wants_pieces=wants_pieces)
             is_first = True
             try:
@@ -124,7 +129,11 @@ class GeneratorNode:
                         is_first = False
             finally:
                 generation.close()
-                measure_request(self._meter, request, generation.timing, answer.num_new_tokens)
+                timing, num_tokens = generation.timing, answer.num_new_tokens
+                measure_request(self._meter, request, timing, num_tokens)
+                record_engine(
+                    self._spans, submitted_at, timing, num_tokens=num_tokens, num_cached=answer.num_cached_tokens
+                )
 
     def _adapter_of(self, request: GenerateRequest) -> AbstractAsyncContextManager[None]:
         """Within it, the engine has the adapter that the request needs, if it needs one."""
@@ -179,6 +188,10 @@ class _Answer:
     def num_new_tokens(self) -> int:
         """Those that this answer brought so far; a resumed request was given others."""
         return self._usage.completion_tokens - self._num_given
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return self._usage.cached_tokens
 
     def chunks(self, deltas: Sequence[TokenDelta], generation: Generation) -> list[GenerateChunk]:
         """One chunk for each sequence that has something new; ends those in `generation` whose text is complete."""

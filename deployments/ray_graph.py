@@ -25,6 +25,7 @@ from deployments.errors import EngineError, Overloaded, ReplicaLost
 from deployments.graph import Graph
 from deployments.meter import Meter
 from deployments.model_source import default_home
+from deployments.otel_spans import OtelSpans
 from deployments.ray_logging import log_as_serve
 from deployments.ray_meter import RayMeter
 from deployments.types import EncodeRequest, EncodeResult, GenerateChunk, GenerateRequest, GenerateResult
@@ -141,7 +142,9 @@ class GeneratorReplica:
 
         imports_s = time.monotonic() - began_at
         meter = RayMeter()
-        self._node = GeneratorNode(model, default_home(), adapters=adapters, checkpoints=checkpoints, meter=meter)
+        self._node = GeneratorNode(
+            model, default_home(), adapters=adapters, checkpoints=checkpoints, meter=meter, spans=OtelSpans()
+        )
         self._node.phases.add("imports", imports_s)
         self._reporting: asyncio.Task[None] | None = None
         await self._node.start()

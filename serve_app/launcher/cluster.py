@@ -72,7 +72,12 @@ def deploy(document: Mapping[str, Any]) -> None:
     """Starts Serve and gives it the configuration; returns before the deployments run. Raises SetupError."""
     try:
         schema = ServeDeploySchema.model_validate(document)
-        serve.start(proxy_location=schema.proxy_location, http_options=schema.http_options.model_dump())
+        serve.start(
+            proxy_location=schema.proxy_location,
+            http_options=schema.http_options.model_dump(),
+            logging_config=schema.logging_config,
+            tracing_config=schema.tracing_config,
+        )
         _get_global_client().deploy_apps(schema)
     except Exception as error:
         raise SetupError(f"Ray Serve did not start: {_reason(str(error))}") from error

@@ -41,9 +41,10 @@ class Traffic:
 
 @pytest.fixture(scope="module")
 def service(new_home: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """It logs in JSON, and lets one request a minute in by one of its APIs."""
+    """It logs in JSON, traces everything, and lets one request in by one of its APIs."""
     document = yaml.safe_load(LOCAL_CONFIG.read_text())
     document["logging_config"] = {"encoding": "JSON"}
+    document["tracing_config"] = {"enabled": True, "sampling_ratio": 1.0}
     document["applications"][0]["args"]["limits"] = {
         "inferkit": {"windows": [{"name": "minute", "quota": 1, "period_s": 3600}]}
     }
@@ -214,6 +215,47 @@ def test_logs_are_json_with_the_request_s_id_and_hold_no_text_and_no_key(service
             text = file.read_text(errors="replace")
             assert SECRET not in text, file
             assert service.key not in text, file
+
+
+def test_a_trace_goes_from_the_client_s_span_to_the_engine(service: Service, traffic: Traffic) -> None:
+    del traffic
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    headers = service.headers | {"traceparent": f"00-{trace}-{parent}-01"}
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 5, "ignore_eos": True}
+    assert httpx.post(f"{service.url}/v1/completions", json=body, headers=headers, timeout=120).status_code == 200
+    names = {"POST /v1/completions", "engine queue", "engine prefill", "engine decode"}
+    found: dict[str, dict[str, Any]] = {}
+
+    def is_recorded() -> bool:
+        found.update((span["name"], span) for span in spans(service) if trace in span["context"]["trace_id"])
+        return names <= found.keys()
+
+    wait_until(is_recorded, timeout_s=20, what="the spans are written")
+    by_id = {span["context"]["span_id"]: span for span in found.values()}
+
+    def ancestors(span: dict[str, Any]) -> Iterator[str]:
+        while span["parent_id"].removeprefix("0x") != parent:
+            span = by_id[span["parent_id"]]
+            yield span["name"]
+
+    above = list(ancestors(found["engine decode"]))
+    assert above[0] == f"replica_handle_request {GENERATOR} generate"
+    assert above[-1] == "POST /v1/completions"
+    assert found["engine decode"]["attributes"] == {"tokens": 5}
+    assert found["engine queue"]["end_time"] == found["engine prefill"]["start_time"]
+
+
+def spans(service: Service) -> Iterator[dict[str, Any]]:
+    """Those that were written to the end."""
+    for file in (make_runtime_dir(service.home) / "ray/session_latest/logs/serve/spans").iterdir():
+        text, decoder = file.read_text().lstrip(), json.JSONDecoder()
+        while text:
+            try:
+                span, end = decoder.raw_decode(text)
+            except json.JSONDecodeError:
+                break
+            yield span
+            text = text[end:].lstrip()
 
 
 def request_ids(logs: Path, deployment: str, beginning: str) -> set[str]:
