@@ -7,9 +7,13 @@ from dataclasses import dataclass
 HEADER = "Prefer"
 APPLIED_HEADER = "Preference-Applied"
 
-# A name, perhaps a value, perhaps parameters, which no preference here has; values may be quoted.
+_MAX_CHARACTERS = 1024
+"""What is longer is nobody's preference, and not read."""
+
+# A name, perhaps a value, perhaps parameters, which no preference here has; values may be quoted. No space is given
+# back once it was passed (`*+`): a header full of spaces would be tried in every division.
 _PREFERENCE = re.compile(
-    r'\s*(?P<name>[\w!#$%&\'*+.^`|~-]+)\s*(?:=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<value>[^\s,;"]*)))?\s*(?P<rest>;.*)?'
+    r'(?P<name>[\w!#$%&\'*+.^`|~-]++)\s*+(?:=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<value>[^\s,;"]*+)))?+\s*+(?:;.*)?'
 )
 _SECONDS = re.compile("[0-9]{1,9}")
 _PARTS = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
@@ -40,8 +44,11 @@ def parse_prefer(lines: Iterable[str]) -> Preference:
     """The preferences of these header lines. Of one that stands twice the first counts; what is unknown or malformed
     is no error, as preferences never are."""
     found: dict[str, str] = {}
-    for part in _PARTS.findall(",".join(lines)):
-        match = _PREFERENCE.fullmatch(part)
+    header = ",".join(lines)
+    if len(header) > _MAX_CHARACTERS:
+        return Preference()
+    for part in _PARTS.findall(header):
+        match = _PREFERENCE.fullmatch(part.strip())
         if match is not None:
             found.setdefault(match["name"].lower(), match["quoted"] or match["value"] or "")
     wait = found.get("wait", "")

@@ -1,9 +1,12 @@
 """The header Prefer: what a client asks for, and what is made of it."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.http import prefer
 from serve_app.http.prefer import Preference, parse_prefer
 
 
@@ -32,6 +35,21 @@ from serve_app.http.prefer import Preference, parse_prefer
 )
 def test_lines_are_understood_as_the_standard_has_them(lines: list[str], preference: Preference) -> None:
     assert parse_prefer(lines) == preference
+
+
+@pytest.mark.parametrize("malformed", ["a{}@x", 'a={}"x', "{}@"])
+def test_no_header_takes_long_to_read(malformed: str) -> None:
+    """A pattern that tries every division of the spaces takes a hundred times as long for ten times as many."""
+    header = malformed.format(" " * 50_000)
+    begun = time.process_time()
+    assert prefer._PREFERENCE.fullmatch(header) is None
+    assert parse_prefer([header]) == Preference()
+    assert time.process_time() - begun < 0.5
+
+
+def test_a_header_that_is_too_long_is_not_read() -> None:
+    assert parse_prefer(["respond-async, " + "x" * 1009]) == Preference(True)
+    assert parse_prefer(["respond-async, " + "x" * 1010]) == Preference()
 
 
 @given(st.lists(st.text(), max_size=3))
