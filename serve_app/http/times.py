@@ -20,10 +20,12 @@ def from_iso(text: str | None, param: str) -> float | None:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             raise ValueError
-        # Refuses what is out of the calendar in UTC, and could not be shown again.
-        return moment.astimezone(UTC).timestamp()
+        seconds = moment.astimezone(UTC).timestamp()
+        # Refuses what could not be shown again: as a number, the last microsecond of the year 9999 is in the next.
+        to_iso(seconds)
     except (ValueError, OverflowError):
         raise InvalidParameter(f"{param} must be a time with its zone, such as 2026-01-31T12:00:00Z", param) from None
+    return seconds
 
 
 def check_day(text: str | None, param: str) -> str | None:

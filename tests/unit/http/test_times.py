@@ -15,7 +15,17 @@ def test_times_are_utc() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "tomorrow", "2026-01-31T12:00:00", "2026-01-31", "2026-13-01T00:00:00Z", "9999-12-31T23:59:59-23:59"]
+    "text",
+    [
+        "",
+        "tomorrow",
+        "2026-01-31T12:00:00",
+        "2026-01-31",
+        "2026-13-01T00:00:00Z",
+        "9999-12-31T23:59:59-23:59",
+        "9999-12-31T23:59:59.999999Z",
+        "0001-01-01T00:00:00+01:00",
+    ],
 )
 def test_times_without_zone_or_sense_are_refused(text: str) -> None:
     with pytest.raises(InvalidParameter) as refusal:
