@@ -93,12 +93,17 @@ class FineTunerNode:
     def _work(
         self, request: TrainingRequest, model: ModelConfig, emit: Callable[[TrainingEvent], None], watch: Watch
     ) -> None:
-        # Imported here: whoever composes the graph without training does not load torch.
-        from deployments.fine_tune.run import Workplace, train_adapter
-
         watch.tick()
         directory = resolve(model.source, self._home, on_progress=lambda _: watch.tick())
         watch.tick()
+        # Imported here: whoever composes the graph without training does not load torch, nor Ray without workers.
+        if request.params.num_workers > 1:
+            from deployments.fine_tune.distributed import train_on_workers
+
+            train_on_workers(request, self._config, model, emit, watch)
+            return
+        from deployments.fine_tune.run import Workplace, train_adapter
+
         train_adapter(
             request,
             Workplace(

@@ -102,7 +102,7 @@ def _train(request: TrainingRequest, work: Workplace, directory: Path, began: fl
     )
     trainer = AdapterTrainer(model, run, device=device, output_dir=directory)
     start = _fetch_checkpoint(request, work, directory / "checkpoint", run.run)
-    work.emit(
+    trainer.tell(
         Started(
             0 if start is None else read_state(start).step,
             shape.total_steps,
@@ -113,6 +113,8 @@ def _train(request: TrainingRequest, work: Workplace, directory: Path, began: fl
         )
     )
     trainer.go(start)
+    if not trainer.is_world_process_zero():
+        return
     published = _publish(request, work, write_adapter(adapted, directory), kind="adapter", step=shape.total_steps)
     tokens = trainer.tokens(shape.total_steps)
     work.emit(Finished(published.digest, published.num_bytes, tokens, time.monotonic() - began))

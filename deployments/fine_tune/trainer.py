@@ -100,6 +100,16 @@ class AdapterTrainer(Trainer):
         rows = self._items[: step * self._run.shape.batch_size]
         return int(self._tokens_of_row[rows].sum()) if rows else 0
 
+    def tell(self, event: TrainingEvent) -> None:
+        """Of several workers the first one tells."""
+        if self.is_world_process_zero():
+            self._run.emit(event)
+
+    def _note_time(self, step: int) -> int:
+        tokens = self.tokens(step)
+        self._late.append((self._run.clock(), step, tokens))
+        return tokens
+
     # What follows replaces parts of Trainer, under its names.
 
     def create_scheduler(self, num_training_steps: int, _optimizer: Any = None) -> LambdaLR:
@@ -131,7 +141,7 @@ class AdapterTrainer(Trainer):
         (then, step_then, tokens_then), (now, _, _) = self._late[0], self._late[-1]
         seconds = max(now - then, 1e-9)
         self._metrics = {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
-        self._tell(
+        self.tell(
             Progress(
                 step,
                 shape.total_steps,
@@ -157,7 +167,7 @@ class AdapterTrainer(Trainer):
                 inputs = self._prepare_inputs(_collate(some))
                 with self.accelerator.autocast():
                     loss += model(**inputs, num_items_in_batch=rows.num_tokens)["loss"]
-        self._tell(Validated(self.state.global_step, float(loss)))
+        self.tell(Validated(self.state.global_step, float(loss)))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, {"eval_loss": float(loss)}
         )
@@ -179,7 +189,7 @@ class AdapterTrainer(Trainer):
             self._run.watch.tick()
             digest = self._run.save(files, step)
         self._run.watch.tick()
-        self._tell(CheckpointSaved(step, digest, self._metrics))
+        self.tell(CheckpointSaved(step, digest, self._metrics))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, _model: Any = None) -> None:
         directory = Path(resume_from_checkpoint)
@@ -198,17 +208,6 @@ class AdapterTrainer(Trainer):
 
     def _load_scaler(self, _checkpoint: str | None) -> None:
         """There is none: bfloat16 needs no scaling."""
-
-    # Of our own.
-
-    def _note_time(self, step: int) -> int:
-        tokens = self.tokens(step)
-        self._late.append((self._run.clock(), step, tokens))
-        return tokens
-
-    def _tell(self, event: TrainingEvent) -> None:
-        if self.is_world_process_zero():
-            self._run.emit(event)
 
 
 class _Schedule(TrainerCallback):
@@ -272,6 +271,7 @@ def _arguments(run: Run, device: torch.device, output_dir: Path) -> TrainingArgu
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
+        ddp_find_unused_parameters=False,
         **_batching(run.shape, device, params.num_workers),  # type: ignore[arg-type]
     )
 

@@ -24,6 +24,10 @@ class Watch:
     def tick(self) -> None:
         """The training has got on by one piece of its work. Raises Stopped if it is to stop."""
         self._last_tick = self._clock()
+        self.check()
+
+    def check(self) -> None:
+        """Raises Stopped if the training is to stop."""
         if self._stop.is_set():
             raise Stopped
 
