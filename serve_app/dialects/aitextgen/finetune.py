@@ -23,8 +23,9 @@ from serve_app.dialects.aitextgen.finetune_wire import (
 from serve_app.http import prefer
 from serve_app.http.authentication import authenticate
 from serve_app.http.disconnect import run_while_connected
-from serve_app.http.idempotency import REPLAYED_HEADER, create_once, idempotency_key, idempotent
+from serve_app.http.idempotency import REPLAYED_HEADER, Created, create_once, idempotency_key, idempotent
 from serve_app.http.json_text import parse_object
+from serve_app.http.large_bodies import large_body
 from serve_app.http.prefer import Preference, parse_prefer
 from serve_app.http.query import QueryModel, parse_query
 from serve_app.http.request_body import check_content_type, read_bounded
@@ -67,14 +68,27 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         client that goes away cancels nothing.
         """
         caller = await identify(request)
+        await services.admission.count(caller)
         key = idempotency_key(request)
         check_content_type(request)
+        async with large_body(request, services) as arriving:
+            created = await make_job(arriving, caller, key)
+        preference = parse_prefer(request.headers.getlist(prefer.HEADER))
+        hold_s = preference.hold_s(config.hold_s)
+        waiting = services.fine_tuning.wait(caller.account, created.id, timeout_s=hold_s)
+        job = await run_while_connected(request, waiting, deadline_s=hold_s + _GRACE_S)
+        response = answer(job, preference)
+        if created.is_replayed:
+            response.headers[REPLAYED_HEADER] = "true"
+        return response
+
+    async def make_job(request: Request, caller: Caller, key: str | None) -> Created:
+        """Nobody has the body and the texts in memory any more when this returns."""
         body = await read_bounded(request, max_body_bytes)
         fields = await asyncio.to_thread(read, body)
         principal = caller.principal
         model = fields.model if fields.model is not None else services.models.default(principal).id
         base = await services.models.trainable(principal, model)
-        await services.admission.count(caller)
 
         async def create(once: bytes | None) -> str:
             command = FineTuneCommand(
@@ -91,15 +105,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
             job = await services.document_training.create(command, fields.training_data, filename=f"{DATA}.jsonl")
             return job.id
 
-        created = await create_once(request, services, caller, create, key=key, body=body)
-        preference = parse_prefer(request.headers.getlist(prefer.HEADER))
-        hold_s = preference.hold_s(config.hold_s)
-        waiting = services.fine_tuning.wait(caller.account, created.id, timeout_s=hold_s)
-        job = await run_while_connected(request, waiting, deadline_s=hold_s + _GRACE_S)
-        response = answer(job, preference)
-        if created.is_replayed:
-            response.headers[REPLAYED_HEADER] = "true"
-        return response
+        return await create_once(request, services, caller, create, key=key, body=body)
 
     def answer(job: Job, preference: Preference) -> Response:
         """Raises why there is no model, where the job has ended without one."""

@@ -16,6 +16,7 @@ from serve_app.dialects.fine_tuning.formats import PARAM, parse_documents
 from serve_app.dialects.fine_tuning.wire import file_object
 from serve_app.http.form import FRAME_BYTES, Form, read_form
 from serve_app.http.idempotency import idempotent
+from serve_app.http.large_bodies import large_body
 from serve_app.http.query import QueryModel, parse_query
 from serve_app.http.resources import json_answer, path_id
 from serve_app.services import Services
@@ -40,24 +41,31 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     config = services.config.fine_tuning
     max_bytes = config.max_data_bytes + FRAME_BYTES
 
-    async def identify(request: Request) -> Caller:
-        return await fine_tuner(request, services)
+    async def counted(request: Request) -> Caller:
+        """Who was authenticated and counted before the body was read."""
+        caller: Caller = request.state.caller
+        return caller
 
-    @idempotent(services, identify, to_the_end=True, max_bytes=max_bytes)
     async def create_file(request: Request) -> Response:
         """Uploads documents to train on: JSON lines, plain text or CSV, as the name of the file ends.
 
         A line of JSON holds `messages`, `prompt` and `completion`, `text`, or is a string. A text is one document, or
         several with `<|endoftext|>` between them. A CSV has a document in each row.
         """
-        caller = await identify(request)
+        caller = await fine_tuner(request, services)
+        await services.admission.count(caller)
+        async with large_body(request, services) as arriving:
+            return await take_in(arriving)
+
+    @idempotent(services, counted, to_the_end=True, max_bytes=max_bytes)
+    async def take_in(request: Request) -> Response:
+        caller = await counted(request)
         async with read_form(request, max_bytes=max_bytes, fields=("purpose", *_EXPIRY), files=(PARAM,)) as form:
             upload = _check(form)
             filename = _filename(upload)
             data = await upload.read()
         if len(data) > config.max_data_bytes:
             raise InvalidTrainingData(f"the file must have at most {config.max_data_bytes} bytes", PARAM)
-        await services.admission.count(caller)
         file = await services.files.add(
             caller.account,
             filename=filename,
@@ -70,7 +78,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
 
     async def list_files(request: Request) -> Response:
         """The account's files, those that other APIs made of their documents too."""
-        caller = await identify(request)
+        caller = await fine_tuner(request, services)
         query = parse_query(FilesQuery, request)
         files = await services.files.list(
             caller.account,
@@ -83,12 +91,12 @@ def add_routes(routes: APIRouter, services: Services) -> None:
 
     async def retrieve_file(request: Request) -> Response:
         """One file."""
-        caller = await identify(request)
+        caller = await fine_tuner(request, services)
         return json_answer(file_object(await services.files.get(caller.account, path_id(request, "file"))))
 
     async def retrieve_content(request: Request) -> Response:
         """The file as it was uploaded."""
-        caller = await identify(request)
+        caller = await fine_tuner(request, services)
         content = await services.files.content(caller.account, path_id(request, "file"))
         # Never shown by a browser in place of a page of this service.
         headers = {"Content-Disposition": "attachment"}
@@ -96,7 +104,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
 
     async def delete_file(request: Request) -> Response:
         """Ends a file for good. Jobs that were made from it go on."""
-        caller = await identify(request)
+        caller = await fine_tuner(request, services)
         file_id = path_id(request, "file")
         await services.files.delete(caller.account, file_id)
         return json_answer({"id": file_id, "object": "file", "deleted": True})

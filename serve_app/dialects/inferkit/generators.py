@@ -17,8 +17,9 @@ from deployments.training import TrainingParams
 from serve_app.dialects.inferkit.camel_model import CamelModel
 from serve_app.http.authentication import authenticate
 from serve_app.http.documented import documented
-from serve_app.http.idempotency import REPLAYED_HEADER, create_once, idempotency_key, idempotent
+from serve_app.http.idempotency import REPLAYED_HEADER, Created, create_once, idempotency_key, idempotent
 from serve_app.http.json_text import parse_object
+from serve_app.http.large_bodies import large_body
 from serve_app.http.request_body import read_bounded
 from serve_app.http.resources import json_answer
 from serve_app.http.times import from_iso, to_iso
@@ -87,11 +88,21 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def create_generator(request: Request) -> Response:
         """Makes a generator that learns from documents. It is `Deploying` while it is trained, and then deployed."""
         caller = await identify(request)
+        await services.admission.count(caller)
         key = idempotency_key(request)
+        async with large_body(request, services) as arriving:
+            created = await make_job(arriving, caller, key)
+        job = await services.fine_tuning.get(caller.account, created.id)
+        shown = generator_object(job.model_id, job.name, "Deploying")
+        response = json_answer(shown, status=201, location=f"/v1/models/{job.model_id}")
+        if created.is_replayed:
+            response.headers[REPLAYED_HEADER] = "true"
+        return response
+
+    async def make_job(request: Request, caller: Caller, key: str | None) -> Created:
         body = await read_bounded(request, max_body_bytes)
         fields = await asyncio.to_thread(read, body)
         base = services.models.default(caller.principal)
-        await services.admission.count(caller)
 
         async def create(once: bytes | None) -> str:
             command = FineTuneCommand(
@@ -112,13 +123,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
             command = replace(command, data_param="file", training_file=fields.file or "")
             return (await services.fine_tuning.create(command)).id
 
-        created = await create_once(request, services, caller, create, key=key, body=body)
-        job = await services.fine_tuning.get(caller.account, created.id)
-        shown = generator_object(job.model_id, job.name, "Deploying")
-        response = json_answer(shown, status=201, location=f"/v1/models/{job.model_id}")
-        if created.is_replayed:
-            response.headers[REPLAYED_HEADER] = "true"
-        return response
+        return await create_once(request, services, caller, create, key=key, body=body)
 
     async def check_file(account: str, file_id: str) -> None:
         """Raises InvalidParameter."""
