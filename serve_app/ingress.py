@@ -91,6 +91,7 @@ class Ingress:
         models = Models(catalog, tuned_models)
         artifacts = await asyncio.to_thread(open_artifacts, config.graph.checkpoints, secrets.home)
         files = TrainingFiles(SqlTrainingFiles(database), artifacts, config.fine_tuning)
+        self._resources.callback(files.close)
         nudge = DispatcherClient(dispatcher).nudge
         fine_tuning = FineTuning(SqlJobs(database), files, catalog, graph.tokenizer, config.fine_tuning, nudge=nudge)
         webhooks = Webhooks(SqlWebhooks(database), SealedSecrets(secrets.pepper()), config.webhooks, nudge=nudge)

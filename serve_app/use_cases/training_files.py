@@ -4,14 +4,20 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from deployments.errors import InvalidTrainingData, NotFound, PayloadTooLarge
 from deployments.training_documents import Document, num_bytes, read_lines, to_line
 from serve_app.config import FineTuningConfig
 from serve_app.jobs.ids import new_id
 from serve_app.jobs.job import TrainingFile
+
+T = TypeVar("T")
+
+_NUM_THREADS = 4
 
 _MAX_FRAME_BYTES = 4096
 """What a line may have around its texts."""
@@ -43,6 +49,8 @@ class Blobs(Protocol):
 
 
 class TrainingFiles:
+    """Has threads of its own: an object store that does not answer holds up nothing but training data."""
+
     def __init__(
         self, files: FileStore, blobs: Blobs, config: FineTuningConfig, *, now: Callable[[], float] = time.time
     ) -> None:
@@ -50,6 +58,11 @@ class TrainingFiles:
         self._blobs = blobs
         self._config = config
         self._now = now
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="training-files")
+
+    def close(self) -> None:
+        """Waits for nothing that is still being read or written; nothing new can be asked for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def add(
         self,
@@ -69,12 +82,12 @@ class TrainingFiles:
         PayloadTooLarge; ObjectStoreError.
         """
         if original is not None:
-            self._check_size(await asyncio.to_thread(_size, original))
-        digest, num_documents, num_bytes = await asyncio.to_thread(self._put_documents, documents, param)
+            self._check_size(await self._in_thread(_size, original))
+        digest, num_documents, num_bytes = await self._in_thread(self._put_documents, documents, param)
         original_digest = digest
         if original is not None:
-            num_bytes = await asyncio.to_thread(_size, original)
-            original_digest = await asyncio.to_thread(self._blobs.put_blob, original)
+            num_bytes = await self._in_thread(_size, original)
+            original_digest = await self._in_thread(self._blobs.put_blob, original)
         file = TrainingFile(
             id=new_id("file-", 24),
             account=account,
@@ -114,11 +127,14 @@ class TrainingFiles:
     async def content(self, account: str, file_id: str) -> bytes:
         """The file as it was uploaded. Raises NotFound, ObjectStoreError, CorruptObject."""
         file = await self._files.get(account, file_id)
-        return await asyncio.to_thread(self._blobs.read_blob, file.original, max_bytes=file.bytes)
+        return await self._in_thread(partial(self._blobs.read_blob, max_bytes=file.bytes), file.original)
 
     async def documents(self, file: TrainingFile) -> Sequence[Document]:
         """What is trained on. Raises ObjectStoreError, CorruptObject."""
-        return await asyncio.to_thread(self._read_documents, file.digest)
+        return await self._in_thread(self._read_documents, file.digest)
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     def _put_documents(self, documents: Iterable[Document], param: str) -> tuple[str, int, int]:
         """The digest of the blob, how many documents it holds, and its size in bytes."""

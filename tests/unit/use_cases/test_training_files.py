@@ -1,7 +1,10 @@
 """Files to train on: what is kept, what is refused, and whose they are."""
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -100,3 +103,25 @@ async def test_deleted_file_is_gone_and_others_see_none(files: TrainingFiles) ->
         with pytest.raises(NotFound):
             await call
     assert await files.list("me") == []
+
+
+async def test_object_store_that_does_not_answer_holds_up_nobody_else(
+    files: TrainingFiles, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await files.add("me", filename="f", purpose="fine-tune", original=None, documents=["a"])
+    goes_on = threading.Event()
+
+    def stalled(*_args: object, **_kwargs: object) -> bytes:
+        goes_on.wait(30)
+        return b"a"
+
+    monkeypatch.setattr(artifacts, "read_blob", stalled)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    reading = [asyncio.create_task(files.content("me", file.id)) for _ in range(9)]
+    try:
+        await asyncio.sleep(0.05)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "ready"), 5) == "ready"
+    finally:
+        goes_on.set()
+    assert await asyncio.gather(*reading) == [b"a"] * 9
+    files.close()
