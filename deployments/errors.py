@@ -207,7 +207,13 @@ class ReplicaLost(Overloaded):
 
 
 class StorageError(Overloaded):
+    """is_without_effect: it is certain that nothing was written by the work that met this error."""
+
     code = "storage_unavailable"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0, *, is_without_effect: bool = False) -> None:
+        super().__init__(message, retry_after_s)
+        self.is_without_effect = is_without_effect
 
 
 class ObjectStoreError(Overloaded):

@@ -199,7 +199,9 @@ class _Run:
 
 def _had_no_effect(error: BaseException) -> bool:
     """Whether it proves that a transaction did not take place: a commit whose answer was lost may have."""
-    return isinstance(error, ServiceError) and not isinstance(error, StorageError)
+    if isinstance(error, StorageError):
+        return error.is_without_effect
+    return isinstance(error, ServiceError)
 
 
 class _Recording(Response):

@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -26,13 +27,17 @@ _BACKENDS: Mapping[str, type[Backend]] = {"sqlite": SQLite, "postgresql": Postgr
 _ATTEMPTS = 4
 _PAUSE_S = 0.02
 
+_may_have_written: ContextVar[bool] = ContextVar("may_have_written", default=False)
+"""Whether a commit has begun in this task: a read that fails after it does not undo it."""
+
 
 class Database:
     """An SQLite file or a PostgreSQL server, shared by any number of processes.
 
     One set of statements runs on both. Rows by which a transaction decides what it writes must be locked as they are
     read, by `select(...).with_for_update()`; on SQLite, where one write transaction runs at a time, this says nothing.
-    `read`, `write` and `transact` raise StorageError while the database does not answer.
+    `read`, `write` and `transact` raise StorageError while the database does not answer; it is without effect where no
+    commit had begun in the task that meets it.
     """
 
     def __init__(self, url: str) -> None:
@@ -96,6 +101,7 @@ class Database:
         with self._failing_as(StorageError):
             async with self._transaction(self._backend.write_options) as connection:
                 yield connection
+                _may_have_written.set(True)
 
     async def transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """What `work` answers in a transaction that may write.
@@ -152,7 +158,11 @@ class Database:
         commit = _Commit()
         with self._failing_as(StorageError):
             try:
-                return await run(commit)
+                try:
+                    return await run(commit)
+                finally:
+                    if commit.has_begun:
+                        _may_have_written.set(True)
             except DBAPIError as error:
                 was_rolled_back = self._backend.failure(error) is Failure.ROLLED_BACK
                 was_lost = error.connection_invalidated and not commit.has_begun
@@ -176,13 +186,19 @@ class Database:
         try:
             yield
         except PoolTimeout as error:
+            if kind is StorageError:
+                raise _storage_error("the database is too busy") from error
             raise kind("the database is too busy") from error
         except DBAPIError as error:
             if self._backend.failure(error) is None:
                 raise
             if kind is StorageError:
-                raise kind("the database does not answer") from error
+                raise _storage_error("the database does not answer") from error
             raise kind(f"the database {self._name} does not answer: {str(error.orig).strip()}") from error
+
+
+def _storage_error(message: str) -> StorageError:
+    return StorageError(message, is_without_effect=not _may_have_written.get())
 
 
 @dataclass(slots=True)

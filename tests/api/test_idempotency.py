@@ -298,7 +298,13 @@ async def test_effect_goes_on_and_is_kept_where_the_client_leaves_while_it_is_co
 
 
 @pytest.mark.parametrize(
-    ("error", "is_free"), [(InvalidRequest("no"), True), (StorageError("lost"), False), (ValueError("bug"), False)]
+    ("error", "is_free"),
+    [
+        (InvalidRequest("no"), True),
+        (StorageError("lost"), False),
+        (StorageError("away", is_without_effect=True), True),
+        (ValueError("bug"), False),
+    ],
 )
 async def test_effect_that_failed_is_tried_again_only_if_it_did_not_take_place(error: Exception, is_free: bool) -> None:
     effect, store = Effect(error), FakeIdempotentRequests()

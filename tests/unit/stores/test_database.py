@@ -3,6 +3,7 @@ tests/integration/stores."""
 
 import asyncio
 import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,35 @@ async def test_a_database_that_stays_locked_is_unavailable(sqlite_url: str) -> N
             with pytest.raises(StorageError):
                 async with database.write():
                     pass
+
+
+async def test_failure_says_whether_its_task_may_have_written(sqlite_url: str) -> None:
+    async with open_database(sqlite_url) as holder, open_database(sqlite_url) as database:
+
+        async def fail_after(write: Callable[[], Awaitable[object]]) -> StorageError:
+            await write()
+            async with holder.write():
+                with pytest.raises(StorageError) as failure:
+                    async with database.write() as connection:
+                        await connection.execute(select(1))
+            return failure.value
+
+        async def write() -> None:
+            async with database.write() as connection:
+                await connection.execute(text("PRAGMA busy_timeout = 1"))
+
+        async def elsewhere() -> None:
+            await asyncio.create_task(write())
+
+        async def transact() -> None:
+            await database.transact(lambda connection: connection.execute(select(1)))
+
+        async def transact_blocking() -> None:
+            await database.transact_blocking(lambda connection: connection.execute(select(1)))
+
+        for before, expected in ((elsewhere, True), (write, False), (transact, False), (transact_blocking, False)):
+            failure = await asyncio.create_task(fail_after(before))
+            assert failure.is_without_effect is expected, before
 
 
 @pytest.mark.parametrize(
