@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.config import EngineConfig, ModelConfig
-from deployments.continuing import MAX_LOSSES, REPLICAS_LOST, ContinuingGenerator
-from deployments.errors import InvalidParameter, ReplicaLost
+from deployments.continuing import MAX_LOSSES, MAX_LOSSES_IN_ALL, REPLICAS_LOST, ContinuingGenerator
+from deployments.errors import InvalidParameter, Overloaded, ReplicaLost
 from deployments.generator import GeneratorNode
 from deployments.graph import Generator
 from deployments.types import (
+    FinishReason,
     GenerateChunk,
     GenerateRequest,
     GenerateResult,
@@ -156,6 +157,58 @@ async def test_replicas_that_die_at_once_again_and_again_end_the_request() -> No
     assert len(dying.requests) == MAX_LOSSES
     with pytest.raises(ReplicaLost):
         await ContinuingGenerator(dying).generate(request)
+
+
+async def test_a_request_that_kills_every_replica_after_a_token_is_ended() -> None:
+    dying = Dying(FakeGenerator(*"abcdefghijklmnopqrstuvwxyz"), [1] * 100)
+    with pytest.raises(ReplicaLost):
+        [chunk async for chunk in ContinuingGenerator(dying).stream(GenerateRequest("r", "m", (1,), SamplingParams()))]
+    assert len(dying.requests) == MAX_LOSSES_IN_ALL
+
+
+class Refusing:
+    """Loses its first replica after a chunk; the others refuse so often before they take a request."""
+
+    def __init__(self, refusals: int) -> None:
+        self._refusals = refusals
+        self._is_first = True
+
+    async def generate(self, request: GenerateRequest) -> GenerateResult:
+        raise NotImplementedError(request)
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        assert request.sampling.seed == 0
+        is_first, self._is_first = self._is_first, False
+        if not is_first and self._refusals:
+            self._refusals -= 1
+            raise Overloaded("full", 60.0)
+        if is_first:
+            yield GenerateChunk(0, (1,), "a")
+            raise ReplicaLost("gone")
+        yield GenerateChunk(0, (2,), "b", finish_reason=FinishReason.LENGTH)
+
+    async def check_health(self) -> None: ...
+
+
+async def test_after_a_loss_an_overload_is_waited_for() -> None:
+    pauses: list[float] = []
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+
+    request = GenerateRequest("r", "m", (1,), SamplingParams())
+    texts = [chunk.text async for chunk in ContinuingGenerator(Refusing(3), sleep=sleep).stream(request)]
+    assert texts == ["a", "b"]
+    assert pauses == [5.0] * 3
+    with pytest.raises(Overloaded, match="full"):
+        [chunk async for chunk in ContinuingGenerator(Refusing(100), sleep=sleep).stream(request)]
+
+
+async def test_an_overload_before_any_loss_is_the_answer() -> None:
+    generator = FakeGenerator("a", error=Overloaded("full"))
+    with pytest.raises(Overloaded):
+        await ContinuingGenerator(generator).generate(GenerateRequest("r", "m", (1,), SamplingParams()))
+    assert len(generator.requests) == 1
 
 
 async def test_other_errors_are_not_tried_again() -> None:
