@@ -12,6 +12,7 @@ from serve_app.jobs.job import TrainingFile
 from serve_app.stores.database import Database
 from serve_app.stores.ownership import owned_by
 from serve_app.stores.tables import files
+from serve_app.stores.upsert import insert_new
 
 _columns = files.c
 
@@ -22,9 +23,8 @@ class SqlTrainingFiles:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, file: TrainingFile) -> None:
-        statement = files.insert().values(asdict(file))
-        await self._database.transact(lambda connection: connection.execute(statement))
+    async def add(self, file: TrainingFile) -> bool:
+        return await self._database.transact(lambda connection: insert_new(connection, files, asdict(file)))
 
     async def get(self, account: str, file_id: str) -> TrainingFile:
         async with self._database.read() as connection:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from deployments.errors import InvalidTrainingData, ServiceError
+from deployments.errors import InvalidTrainingData, StorageError
 from serve_app.config import FineTuningConfig
 from serve_app.jobs.job import Job
 from serve_app.use_cases.fine_tuning import FineTuneCommand, FineTuning
@@ -40,7 +40,11 @@ class DocumentTraining:
             raise InvalidTrainingData(f"{param} must have at least {min_bytes} bytes of text, not {num_bytes}", param)
 
     async def create(self, command: FineTuneCommand, documents: Sequence[str], *, filename: str) -> Job:
-        """The job of this command, whose `training_file` is yet to be made. Raises what `FineTuning.create` raises."""
+        """The job of this command, whose `training_file` is yet to be made. Raises what `FineTuning.create` raises.
+
+        No file is left where no job was made. Where the database leaves that open the file stays; the same request,
+        named by `once`, makes no second one.
+        """
         if command.once is not None:
             earlier = await self._fine_tuning.earlier(command.account, command.once)
             if earlier is not None:
@@ -52,10 +56,12 @@ class DocumentTraining:
             original=None,
             documents=documents,
             param=command.data_param,
+            once=None if command.once is None else b"file" + command.once,
         )
         try:
             return await self._fine_tuning.create(replace(command, training_file=file.id))
-        except ServiceError as error:
-            if error.status < 500:
-                await self._files.delete(command.account, file.id)
+        except StorageError:
+            raise
+        except Exception:
+            await self._files.delete(command.account, file.id)
             raise

@@ -1,10 +1,12 @@
 """Files with documents to train on: uploaded, looked at, deleted. Knows no HTTP and no SQL."""
 
 import asyncio
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from deployments.errors import InvalidTrainingData, NotFound, PayloadTooLarge
 from deployments.training_documents import Document, num_bytes, read_lines, to_line
 from serve_app.config import FineTuningConfig
-from serve_app.jobs.ids import new_id
+from serve_app.jobs.ids import derived_id, new_id
 from serve_app.jobs.job import TrainingFile
 
 T = TypeVar("T")
@@ -26,7 +28,8 @@ _MAX_FRAME_BYTES = 4096
 class FileStore(Protocol):
     """The files of all accounts; every method but `add` narrows to one."""
 
-    async def add(self, file: TrainingFile) -> None: ...
+    async def add(self, file: TrainingFile) -> bool:
+        """False, and nothing changes, where there is or was a file with its id."""
 
     async def get(self, account: str, file_id: str) -> TrainingFile:
         """Raises NotFound, also where it was deleted."""
@@ -73,14 +76,20 @@ class TrainingFiles:
         original: bytes | Path | None,
         documents: Iterable[Document],
         param: str = "file",
+        once: bytes | None = None,
     ) -> TrainingFile:
         """Keeps the documents, and the file as it was uploaded; both are stored when this returns.
 
         original: None where the documents did not come as a file; their JSON lines are the file then.
         `documents` is read in another thread; what it raises is raised here. param: what the API calls the documents.
+        once: names the request; the file that it made before, and that was not deleted, is answered instead.
         Raises InvalidTrainingData where there are none or too many, or one is no text (named `param[index]`);
         PayloadTooLarge; ObjectStoreError.
         """
+        file_id = new_id("file-", 24) if once is None else derived_id("file-", 24, once)
+        if once is not None:
+            with contextlib.suppress(NotFound):
+                return await self._files.get(account, file_id)
         if original is not None:
             self._check_size(await self._in_thread(_size, original))
         digest, num_documents, num_bytes = await self._in_thread(self._put_documents, documents, param)
@@ -89,7 +98,7 @@ class TrainingFiles:
             num_bytes = await self._in_thread(_size, original)
             original_digest = await self._in_thread(self._blobs.put_blob, original)
         file = TrainingFile(
-            id=new_id("file-", 24),
+            id=file_id,
             account=account,
             filename=filename,
             purpose=purpose,
@@ -99,7 +108,11 @@ class TrainingFiles:
             num_documents=num_documents,
             created_at=self._now(),
         )
-        await self._files.add(file)
+        while not await self._files.add(file):
+            # Another process was faster with the same request, or the file that it made was deleted.
+            with contextlib.suppress(NotFound):
+                return await self._files.get(account, file.id)
+            file = replace(file, id=new_id("file-", 24))
         return file
 
     async def get(self, account: str, file_id: str) -> TrainingFile:
