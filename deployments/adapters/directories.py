@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOCK = ".lock"
@@ -43,18 +43,19 @@ def make_room(parent: Path, *, max_bytes: int, keep: str) -> None:
 
 
 def _hold(path: Path) -> int:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Not `exist_ok`, which fails where what was there goes at that moment.
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # removed just now
             continue
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        try:
+        with suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return descriptor
-        except FileNotFoundError:
-            pass
         os.close(descriptor)  # of a directory that was removed before the lock was there
 
 
