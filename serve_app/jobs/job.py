@@ -107,10 +107,12 @@ class TrainingFile:
 
 @dataclass(frozen=True, slots=True)
 class TunedModel:
-    """A published adapter. manifest: its digest in the object store, by which generators know it."""
+    """A published adapter. key_id: of the key that asked for its training. manifest: its digest in the object
+    store, by which generators know it."""
 
     id: str
     account: str
+    key_id: str
     base_model: str
     job: str
     name: str

@@ -154,6 +154,7 @@ def published(job: Job, now: float, event: Finished, *, training_time_s: float) 
     model = TunedModel(
         id=job.model_id,
         account=job.account,
+        key_id=job.key_id,
         base_model=job.base_model,
         job=job.id,
         name=job.name,

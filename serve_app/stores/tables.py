@@ -252,6 +252,7 @@ tuned_models = Table(  # published adapters
     metadata,
     Column("id", String(50), primary_key=True),
     Column("account", String(200), nullable=False),
+    Column("key_id", String(32), nullable=False),
     Column("base_model", String(200), nullable=False),
     Column("job", String(50), ForeignKey("jobs.id"), nullable=False, unique=True),
     Column("name", String(200), nullable=False),

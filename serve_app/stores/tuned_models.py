@@ -27,12 +27,13 @@ class SqlTunedModels:
         return None if row is None else TunedModel(**row._mapping)
 
     async def coming(self, account: str, model_id: str) -> ComingModel | None:
-        statement = select(jobs.c.model_id, jobs.c.base_model, jobs.c.name, jobs.c.created_at).where(
+        columns = (jobs.c.model_id.label("id"), jobs.c.key_id, jobs.c.base_model, jobs.c.name, jobs.c.created_at)
+        statement = select(*columns).where(
             owned_by(jobs, account), jobs.c.model_id == model_id, jobs.c.finished_at.is_(None)
         )
         async with self._database.read() as connection:
             row = (await connection.execute(statement)).one_or_none()
-        return None if row is None else ComingModel(row.model_id, row.base_model, row.name, row.created_at)
+        return None if row is None else ComingModel(**row._mapping)
 
     async def list(self, account: str) -> Sequence[TunedModel]:
         statement = (

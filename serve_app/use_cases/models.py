@@ -82,7 +82,8 @@ class ServedModel:
 
 class Models:
     """The one place where a name becomes a model. What a key may not use, and what another account has trained, does
-    not exist; a key that is limited to certain models may use a fine-tuned one only where its own id is among them."""
+    not exist; a key that is limited to certain models may use a fine-tuned one only where its own id is among them, or
+    the key has asked for its training."""
 
     def __init__(self, catalog: ModelCatalog, tuned: TunedModels) -> None:
         self.catalog = catalog
@@ -97,12 +98,21 @@ class Models:
         base = self.catalog.of(principal.models).find(name)
         if base is not None:
             return ServedModel(base)
-        if _may_be_tuned(principal, name):
-            tuned = await self._tuned.find(principal.account, name)
-            base = None if tuned is None else self.catalog.find(tuned.base_model)
-            if base is not None:
-                return ServedModel(base, tuned)
-        raise ModelNotFound(name)
+        tuned = await self.own(principal, name)
+        base = self.catalog.find(tuned.base_model)
+        if base is None:
+            raise ModelNotFound(name)
+        return ServedModel(base, tuned)
+
+    async def own(self, principal: Principal, name: str) -> TunedModel:
+        """The fine-tuned model of this id, though its base may not be configured any more.
+
+        Raises ModelNotFound, StorageError.
+        """
+        tuned = await self._tuned.find(principal.account, name) if _TUNED_ID.fullmatch(name) else None
+        if tuned is None or not _may_use(principal, tuned):
+            raise ModelNotFound(name)
+        return tuned
 
     async def resolve_deployed(self, principal: Principal, name: str) -> ServedModel:
         """The same for who wants to generate. Also raises GeneratorNotDeployed."""
@@ -125,19 +135,17 @@ class Models:
         """The fine-tuned models that the key may use, oldest first, each with its base. Those whose base is not
         configured any more are left out. Raises StorageError."""
         found = await self._tuned.list(principal.account)
-        based = ((model, self.catalog.find(model.base_model)) for model in found if _may_be_tuned(principal, model.id))
+        based = ((model, self.catalog.find(model.base_model)) for model in found if _may_use(principal, model))
         return [(model, base) for model, base in based if base is not None]
 
     async def coming(self, principal: Principal, name: str) -> tuple[ComingModel, ModelConfig]:
         """The model that will have this id once it is trained, and its base. Raises ModelNotFound, StorageError."""
-        if _may_be_tuned(principal, name):
-            model = await self._tuned.coming(principal.account, name)
-            base = None if model is None else self.catalog.find(model.base_model)
-            if model is not None and base is not None:
-                return model, base
+        model = await self._tuned.coming(principal.account, name) if _TUNED_ID.fullmatch(name) else None
+        base = None if model is None else self.catalog.find(model.base_model)
+        if model is not None and base is not None and _may_use(principal, model):
+            return model, base
         raise ModelNotFound(name)
 
 
-def _may_be_tuned(principal: Principal, name: str) -> bool:
-    is_allowed = principal.models is None or name in principal.models
-    return is_allowed and _TUNED_ID.fullmatch(name) is not None
+def _may_use(principal: Principal, model: TunedModel | ComingModel) -> bool:
+    return principal.models is None or model.id in principal.models or model.key_id == principal.key_id

@@ -17,9 +17,10 @@ _MAX_CACHED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ComingModel:
-    """A model whose training has not ended."""
+    """A model whose training has not ended. key_id: of the key that asked for it."""
 
     id: str
+    key_id: str
     base_model: str
     name: str
     created_at: float

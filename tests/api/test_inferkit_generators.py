@@ -3,13 +3,16 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from deployments.config import ModelConfig
 from serve_app.config import FineTuningConfig
-from tests.api.administration import Service, running_service
+from serve_app.use_cases.models import ModelCatalog, Models
+from tests.api.administration import Service, client_of, running_service
 from tests.api.conftest import MODEL
 from tests.fake_fine_tuner import SUCCESS, FakeFineTuner, Script, Silence, progress, started
 
@@ -181,6 +184,27 @@ async def test_generator_of_another_account_is_not_there(sqlite_url: str) -> Non
 async def test_configured_model_cannot_be_deleted(sqlite_url: str) -> None:
     async with tuning(sqlite_url) as (_, client, _tuner):
         assert (await client.delete(f"{PATH}/standard")).status_code == 403
+
+
+async def test_generator_whose_base_is_not_configured_any_more_can_be_deleted(sqlite_url: str) -> None:
+    async with tuning(sqlite_url) as (service, client, _tuner):
+        generator = await train(service, client)
+        catalog = ModelCatalog((ModelConfig(id="another", source="nowhere"),))
+        services = replace(service.services, models=Models(catalog, service.services.tuned_models))
+        key, _ = await service.new_key("acme", scopes=["inference", "fine-tune"])
+        async with client_of(services, key) as later:
+            assert (await later.get(f"{PATH}/{generator}")).status_code == 404
+            assert (await later.delete(f"{PATH}/{generator}")).json()["deleted"] is True
+            assert (await later.delete(f"{PATH}/{generator}")).status_code == 404
+
+
+async def test_key_that_is_limited_to_a_base_uses_what_it_trains(sqlite_url: str) -> None:
+    async with tuning(sqlite_url) as (service, other, _tuner):
+        key, _ = await service.new_key("acme", scopes=["inference", "fine-tune"], models=[MODEL])
+        async with service.with_key(key) as client:
+            own, foreign = await train(service, client), await train(service, other)
+            assert (await client.post(f"{PATH}/{own}/generate", json={"length": 20})).status_code == 200
+            assert (await client.post(f"{PATH}/{foreign}/generate", json={"length": 20})).status_code == 404
 
 
 async def test_repeated_request_makes_one_generator(sqlite_url: str) -> None:

@@ -11,7 +11,7 @@ from tests.api.conftest import MODEL, OTHER_MODEL, ClientFactory, make_services
 from tests.fakes import KEY, FakeAdmissionStore, FakeGenerator, FakeTunedModels
 
 ACCOUNT = f"account-of-{KEY}"
-TUNED = TunedModel("ft_model_1", ACCOUNT, OTHER_MODEL, "ftjob-1", "mine", "d" * 64, 1000, 1790000000.5)
+TUNED = TunedModel("ft_model_1", ACCOUNT, "key-1", OTHER_MODEL, "ftjob-1", "mine", "d" * 64, 1000, 1790000000.5)
 
 GENERATING: list[tuple[str, dict[str, Any]]] = [
     ("/v1/aitextgen/generate", {"prompt": "x", "model": "ft_model_1"}),
@@ -55,7 +55,9 @@ async def test_it_generates_nothing_while_it_is_not_deployed(
 async def test_it_does_not_exist_for_another_account(
     make_client: ClientFactory, path: str, body: dict[str, Any]
 ) -> None:
-    foreign = FakeTunedModels(TunedModel("ft_model_1", "another", MODEL, "ftjob-1", "theirs", "d" * 64, 1, 1.0))
+    foreign = FakeTunedModels(
+        TunedModel("ft_model_1", "another", "key-2", MODEL, "ftjob-1", "theirs", "d" * 64, 1, 1.0)
+    )
     client = await make_client(tuned=foreign)
     response = await client.post(path, json=body)
     assert response.status_code == 404
@@ -83,7 +85,7 @@ async def test_it_is_listed_after_the_configured_models(make_client: ClientFacto
 
 
 async def test_stage_tells_whether_it_can_be_used(make_client: ClientFactory) -> None:
-    store = FakeTunedModels(TUNED, coming=[ComingModel("ft_model_2", MODEL, "", 7.0)])
+    store = FakeTunedModels(TUNED, coming=[ComingModel("ft_model_2", "key-1", MODEL, "", 7.0)])
     client = await make_client(tuned=store)
 
     async def stage(model: str) -> tuple[str, str | None]:
@@ -120,7 +122,7 @@ async def test_its_tokens_are_counted(make_client: ClientFactory, path: str, bod
 
 async def test_another_adapter_is_another_fingerprint(make_client: ClientFactory) -> None:
     store = FakeTunedModels(
-        TUNED, TunedModel("ft_model_2", ACCOUNT, OTHER_MODEL, "ftjob-2", "", "e" * 64, 1000, 1790000000.5)
+        TUNED, TunedModel("ft_model_2", ACCOUNT, "key-1", OTHER_MODEL, "ftjob-2", "", "e" * 64, 1000, 1790000000.5)
     )
     client = await make_client(tuned=store)
 

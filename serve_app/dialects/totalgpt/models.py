@@ -138,11 +138,12 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def delete_model(request: Request) -> Response:
         """Ends a fine-tuned model of the account for good. Configured models cannot be deleted."""
         caller = await authenticate(request, services, Dialect.TOTALGPT, scope=Scope.FINE_TUNE)
-        served = await services.models.resolve(caller.principal, request.path_params["id"])
-        if served.tuned is None:
+        principal, name = caller.principal, request.path_params["id"]
+        if services.models.catalog.of(principal.models).find(name) is not None:
             raise PermissionDenied("a configured model cannot be deleted")
-        await services.tuned_models.delete(caller.account, served.id)
-        return json_answer({"id": served.id, "object": "model", "deleted": True})
+        model = await services.models.own(principal, name)
+        await services.tuned_models.delete(caller.account, model.id)
+        return json_answer({"id": model.id, "object": "model", "deleted": True})
 
     listed = documented("List the models", answer={"object": "list", "data": [_EXAMPLE, _TUNED_EXAMPLE]})
     routes.add_api_route("/v1/models", list_models, methods=["GET"], **listed)

@@ -37,7 +37,9 @@ async def publish(database: Database, *, at: float = AT, **fields: Any) -> Job:
 async def test_model_is_coming_until_it_is_published(database: Database, models: SqlTunedModels) -> None:
     job = await add_job(database, account="acme", name="fox")
     assert await models.get("acme", job.model_id) is None
-    assert await models.coming("acme", job.model_id) == ComingModel(job.model_id, "base", "fox", job.created_at)
+    assert await models.coming("acme", job.model_id) == ComingModel(
+        job.model_id, job.key_id, "base", "fox", job.created_at
+    )
     job = await publish(database, account="acme", name="fox")
     model = await models.get("acme", job.model_id)
     assert model is not None

@@ -14,7 +14,7 @@ from serve_app.use_cases.tuned_models import CACHE_TTL_S, ComingModel, TunedMode
 from tests.fakes import FakeTunedModels
 
 BASE = ModelConfig(id="base", source="nowhere", aliases=("standard",))
-TUNED = TunedModel("ft_model_1", "acme", "base", "ftjob-1", "mine", "d" * 64, 1000, 5.0)
+TUNED = TunedModel("ft_model_1", "acme", "trainer", "base", "ftjob-1", "mine", "d" * 64, 1000, 5.0)
 ACME = Principal("acme", "key")
 
 
@@ -65,6 +65,18 @@ async def test_limited_key_uses_a_trained_model_only_where_its_own_id_is_listed(
         models.default(only_tuned)
 
 
+async def test_limited_key_uses_what_it_has_trained_itself() -> None:
+    coming = ComingModel("ft_model_2", "trainer", "base", "next", 7.0)
+    models, _ = make_models(FakeTunedModels(TUNED, coming=[coming]))
+    trainer = Principal("acme", "trainer", models=frozenset({"base"}))
+    assert (await models.resolve(trainer, "ft_model_1")).tuned == TUNED
+    assert await models.tuned(trainer) == [(TUNED, BASE)]
+    assert await models.coming(trainer, "ft_model_2") == (coming, BASE)
+    # A key of another account has nothing of it, whatever its id.
+    with pytest.raises(ModelNotFound):
+        await models.resolve(replace(trainer, account="stranger"), "ft_model_1")
+
+
 async def test_configured_model_hides_a_trained_one_of_the_same_name() -> None:
     models, _ = make_models(FakeTunedModels(TUNED), BASE, ModelConfig(id="ft_model_1", source="elsewhere"))
     assert (await models.resolve(ACME, "ft_model_1")).adapter is None
@@ -75,6 +87,7 @@ async def test_model_whose_base_is_not_configured_any_more_is_not_there() -> Non
     with pytest.raises(ModelNotFound):
         await models.resolve(ACME, "ft_model_1")
     assert await models.tuned(ACME) == []
+    assert await models.own(ACME, "ft_model_1") == TUNED
 
 
 async def test_model_in_use_costs_one_query_in_a_while() -> None:
@@ -148,7 +161,7 @@ async def test_nobody_changes_what_is_not_there(account: str) -> None:
 
 
 async def test_model_in_training_is_coming_and_not_yet_there() -> None:
-    coming = ComingModel("ft_model_2", "base", "next", 7.0)
+    coming = ComingModel("ft_model_2", "trainer", "base", "next", 7.0)
     models, _ = make_models(FakeTunedModels(coming=[coming]))
     assert await models.coming(ACME, "ft_model_2") == (coming, BASE)
     for principal, name in ((ACME, "ft_model_3"), (replace(ACME, models=frozenset({"base"})), "ft_model_2")):

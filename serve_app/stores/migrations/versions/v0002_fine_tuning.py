@@ -123,6 +123,7 @@ def upgrade() -> None:
         "tuned_models",
         sa.Column("id", sa.String(length=50), nullable=False),
         sa.Column("account", sa.String(length=200), nullable=False),
+        sa.Column("key_id", sa.String(length=32), nullable=False),
         sa.Column("base_model", sa.String(length=200), nullable=False),
         sa.Column("job", sa.String(length=50), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
