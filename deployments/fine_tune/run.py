@@ -132,9 +132,13 @@ def give_way(config: TrainerConfig) -> None:
 
 
 def choose_device(config: TrainerConfig) -> torch.device:
-    if config.device != "auto":
-        return torch.device(config.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` takes a GPU where one is reserved: Ray hides none, and a free one may be a generator's."""
+    is_wanted = config.device == "cuda" or (config.device == "auto" and config.num_gpus > 0)
+    if not is_wanted or not torch.cuda.is_available():
+        return torch.device("cpu" if config.device == "auto" else config.device)
+    if 0 < config.num_gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(config.num_gpus)
+    return torch.device("cuda")
 
 
 def _read_documents(

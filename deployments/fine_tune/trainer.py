@@ -33,8 +33,9 @@ from deployments.training import CheckpointSaved, Progress, TrainingEvent, Train
 TRAINER_STATE_NAME = "trainer_state.json"
 
 _STEPS_OF_LATE = 20
-# How much is computed at once: what a GPU needs to be busy, and what keeps a CPU's memory small.
-_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
+_TOKENS_AT_ONCE = 2048
+"""How many tokens are computed at once: enough to be busy. What is kept for the backward pass of one takes some hundred
+kilobytes with a small model, and seven megabytes with one of seven billion parameters."""
 
 SaveCheckpoint = Callable[[list[Path], int], str]
 """Makes the files, of a checkpoint after so many steps, an artifact; returns its digest."""
@@ -65,14 +66,16 @@ class AdapterTrainer(Trainer):
         self._adapted: PeftModel = model.model
         self._step_seeded = -1
         self._metrics: dict[str, float] = {}
+        workers = run.params.num_workers
         self._items = list(orders(len(run.rows), run.params.seed, run.params.epochs))
-        self._tokens_of_row = (run.rows.labels != IGNORED).sum(1)
+        tokens_of_row = (run.rows.labels != IGNORED).sum(1)
+        self._tokens_up_to = np.concatenate([[0], tokens_of_row[self._items].cumsum()])
         self._late: deque[tuple[float, int, int]] = deque(maxlen=_STEPS_OF_LATE + 1)
         super().__init__(
             model=model,
             args=_arguments(run, device, output_dir),
             data_collator=_collate,
-            train_dataset=_Items(run.rows, self._items),
+            train_dataset=_Items(run.rows, self._items, whole_steps_of=run.shape.batch_size if workers > 1 else 1),
             callbacks=[_Schedule(run)],
         )
         self.remove_callback(PrinterCallback)
@@ -97,8 +100,7 @@ class AdapterTrainer(Trainer):
 
     def tokens(self, step: int) -> int:
         """How many tokens have been trained on after so many steps."""
-        rows = self._items[: step * self._run.shape.batch_size]
-        return int(self._tokens_of_row[rows].sum()) if rows else 0
+        return int(self._tokens_up_to[min(step * self._run.shape.batch_size, len(self._items))])
 
     def tell(self, event: TrainingEvent) -> None:
         """Of several workers the first one tells."""
@@ -113,7 +115,7 @@ class AdapterTrainer(Trainer):
     # What follows replaces parts of Trainer, under its names.
 
     def create_scheduler(self, num_training_steps: int, _optimizer: Any = None) -> LambdaLR:
-        warmup = int(self._run.params.warmup_ratio * num_training_steps)
+        warmup = min(int(self._run.params.warmup_ratio * num_training_steps), num_training_steps - 1)
 
         def factor(step: int) -> float:
             """Rises linearly to 1 in the step after the warmup, then falls; the last step is above 0, and no step 0."""
@@ -227,17 +229,25 @@ class _Schedule(TrainerCallback):
 
 
 class _Items:
-    """The rows in the order of training, all passes over the data one after the other."""
+    """The rows in the order of training, all passes over the data one after the other.
 
-    def __init__(self, rows: Rows, items: Sequence[int]) -> None:
+    Then as many rows of which nothing is learned as the last step wants to be whole: several workers each take their
+    share of it, and would begin again with the first rows.
+    """
+
+    def __init__(self, rows: Rows, items: Sequence[int], *, whole_steps_of: int) -> None:
         self._rows = rows
         self._items = items
+        self._number = len(items) + -len(items) % whole_steps_of
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._number
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return _item(self._rows, self._items[index])
+        if index < len(self._items):
+            return _item(self._rows, self._items[index])
+        empty = _item(self._rows, 0)
+        return {**empty, "labels": np.full_like(empty["labels"], IGNORED)}
 
 
 def _item(rows: Rows, row: int) -> dict[str, Any]:
@@ -250,7 +260,7 @@ def _collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 def _arguments(run: Run, device: torch.device, output_dir: Path) -> TrainingArguments:
     params = run.params
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=1,
         learning_rate=params.learning_rate,
@@ -272,14 +282,17 @@ def _arguments(run: Run, device: torch.device, output_dir: Path) -> TrainingArgu
         remove_unused_columns=False,
         label_names=["labels"],
         ddp_find_unused_parameters=False,
-        **_batching(run.shape, device, params.num_workers),  # type: ignore[arg-type]
+        **_batching(run.shape, params.num_workers),  # type: ignore[arg-type]
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # or Trainer would spread each batch over every GPU that the process can see
+    return arguments
 
 
-def _batching(shape: Shape, device: torch.device, num_workers: int) -> dict[str, int]:
+def _batching(shape: Shape, num_workers: int) -> dict[str, int]:
     """A worker's part of a step, in equal parts that are computed one after the other."""
     of_worker = shape.batch_size // num_workers
-    at_once = max(_TOKENS_AT_ONCE[device.type] // shape.sequence_length, 1)
+    at_once = max(_TOKENS_AT_ONCE // shape.sequence_length, 1)
     size = max(size for size in range(1, of_worker + 1) if of_worker % size == 0 and size <= at_once)
     return {"per_device_train_batch_size": size, "gradient_accumulation_steps": of_worker // size}
 

@@ -14,12 +14,15 @@ import transformers
 
 from deployments.checkpoints.artifacts import ArtifactStore
 from deployments.checkpoints.local import LocalStore
-from deployments.config import EngineConfig
+from deployments.config import EngineConfig, TrainerConfig
 from deployments.engine.lora.peft_files import read_adapter
 from deployments.engine.scheduler import Batch, ScheduledSequence
 from deployments.engine.sequence import Sequence
 from deployments.engine.transformers_runner import PagedRunner, load_transformers_runner
 from deployments.errors import InvalidTrainingData, ObjectStoreError, TrainingFailed
+from deployments.fine_tune.dataset import IGNORED, make_rows
+from deployments.fine_tune.run import choose_device
+from deployments.fine_tune.trainer import _Items
 from deployments.fine_tune.watch import Stopped, Watch
 from deployments.training import CheckpointSaved, Progress, TrainingEvent
 from deployments.types import AdapterRef, SamplingParams
@@ -62,12 +65,44 @@ def test_the_learning_rate_rises_in_the_warmup_and_is_never_nothing(trainings: T
     assert min(rates) > 0
 
 
+def test_a_warmup_may_last_to_the_end(trainings: Trainings) -> None:
+    trained = trainings.train(trainings.request(replace(PARAMS, warmup_ratio=1.0)))
+    rates = [each.learning_rate for each in trained.progress]
+    assert rates == sorted(rates)
+
+
+@pytest.mark.parametrize(
+    ("config", "has_gpu", "device"),
+    [
+        (TrainerConfig(num_gpus=0), True, "cpu"),
+        (TrainerConfig(num_gpus=1), True, "cuda"),
+        (TrainerConfig(num_gpus=1), False, "cpu"),
+        (TrainerConfig(num_gpus=1, device="cpu"), True, "cpu"),
+        (TrainerConfig(num_gpus=0, device="cuda"), True, "cuda"),
+    ],
+)
+def test_a_gpu_is_taken_where_one_is_reserved(
+    monkeypatch: pytest.MonkeyPatch, config: TrainerConfig, has_gpu: bool, device: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    assert choose_device(config).type == device
+
+
+def test_workers_share_whole_steps_and_learn_no_row_twice() -> None:
+    rows = make_rows([np.arange(3, 3 + length) for length in (9, 5, 7)], 8, together=False)
+    items = _Items(rows, [1, 0, 2], whole_steps_of=4)
+    labels = [(items[index]["labels"] != IGNORED).sum() for index in range(len(items))]
+    assert len(items) == 4
+    assert labels[:3] == [(rows.labels[row] != IGNORED).sum() for row in (1, 0, 2)]
+    assert labels[3] == 0
+
+
 def test_the_loss_of_a_step_is_that_of_its_tokens_however_it_is_divided(
     trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = trainings.request(replace(PARAMS, batch_size=6))
     whole = trainings.train(request)
-    monkeypatch.setattr("deployments.fine_tune.trainer._TOKENS_AT_ONCE", {"cpu": 256})
+    monkeypatch.setattr("deployments.fine_tune.trainer._TOKENS_AT_ONCE", 256)
     in_parts = trainings.train(request)
 
     assert [each.loss for each in in_parts.progress] == pytest.approx([each.loss for each in whole.progress], rel=1e-4)
