@@ -17,7 +17,7 @@ PROGRESS := | sed -unE 's/^ *(Downloading|Using cached) ([^ ]*) ?(.*)/  \2 \3/p'
 OR_FAIL := || { echo "make: the packages could not be installed; above stands why (is the package index reachable?)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check soak bench compare peers format lock clean
+.PHONY: help install install-dev serve test chaos check soak bench compare peers format lock clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -30,6 +30,9 @@ serve: $(VENV)/serve.stamp ## start the service on 127.0.0.1 (PORT=8000) until C
 
 test: $(VENV)/dev.stamp ## every test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+chaos: $(VENV)/dev.stamp ## the tests that kill things, at full length: 100 fine-tuning jobs, 200 streams
+	TRITEXT_CHAOS_JOBS=100 TRITEXT_CHAOS_STREAMS=200 TRITEXT_CHAOS_KILLS=10 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos
 
 check: $(VENV)/dev.stamp ## format, lint, types and import rules
 	$(BIN)/ruff format --check .
