@@ -114,6 +114,7 @@ class FineTuningConfig(Settings):
     max_data_bytes, max_documents: of one training file. min_generator_bytes: the least for an InferKit generator.
     max_epochs, max_rank, max_workers, max_tokens: of one job; tokens are those of the file times the epochs.
     max_jobs: that run at the same time in the whole service; max_jobs_per_account: of one account; others wait.
+    max_queued_jobs_per_account: that wait, or are paused; more are refused with 429.
     lease_s: how long a job stays with a dispatcher that is not heard of. hang_s: how long a worker may be silent.
     max_attempts: workers that may be lost in a row without a new checkpoint before the job fails; retry_s: the pause
     before the next, doubled each time. keep_checkpoints_s: how long the checkpoints of a job that has ended are kept.
@@ -129,6 +130,7 @@ class FineTuningConfig(Settings):
     max_tokens: PositiveInt = 200_000_000
     max_jobs: PositiveInt = 1
     max_jobs_per_account: PositiveInt = 1
+    max_queued_jobs_per_account: PositiveInt = 100
     lease_s: PositiveFloat = 30.0
     hang_s: PositiveFloat = 300.0
     max_attempts: PositiveInt = 5

@@ -64,7 +64,7 @@ async def add_job(database: Database, **fields: Any) -> Job:
         created_at=job.created_at,
     )
     await SqlTrainingFiles(database).add(file)
-    await SqlJobs(database).add(transitions.created(job))
+    await SqlJobs(database).add(transitions.created(job), most_queued=100)
     return job
 
 

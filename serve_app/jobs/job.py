@@ -54,6 +54,7 @@ class Job:
     worker: str | None = None
     lease_until: float | None = None
     fence: int = 0
+    claimed_at: float | None = None
     attempts: int = 0
     step: int = 0
     total_steps: int | None = None

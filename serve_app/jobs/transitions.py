@@ -64,7 +64,14 @@ def claimed(job: Job, now: float, *, worker: str, config: FineTuningConfig) -> C
         if lost.job.status.is_final:
             return lost
         job, events = lost.job, lost.events
-    job = replace(job, status=JobStatus.RUNNING, worker=worker, lease_until=now + config.lease_s, fence=job.fence + 1)
+    job = replace(
+        job,
+        status=JobStatus.RUNNING,
+        worker=worker,
+        lease_until=now + config.lease_s,
+        fence=job.fence + 1,
+        claimed_at=now,
+    )
     return Change(job, events)
 
 

@@ -88,7 +88,8 @@ class SqlJobQueue:
         self, connection: AsyncConnection, is_expired: ColumnElement[bool], is_due: ColumnElement[bool]
     ) -> str | None:
         """The id of the job whose turn it is: one that was left, which has its place among the running ones already;
-        else, where there is room, the oldest of the account that has the fewest running."""
+        else, where there is room, the oldest of the account that has the fewest running; of accounts with equally many,
+        the one that was given a worker the longest time ago, or never."""
         left = select(_columns.id).where(is_expired).order_by(_columns.lease_until, _columns.id).limit(1)
         if (job_id := (await connection.execute(left)).scalar()) is not None:
             return str(job_id)
@@ -104,11 +105,13 @@ def _fairest(is_due: ColumnElement[bool], max_per_account: int) -> Select[str]:
         select(_columns.account, func.count().label("number")).where(_IS_RUNNING).group_by(_columns.account).subquery()
     )
     number = func.coalesce(of_account.c.number, 0)
+    each = jobs.alias("each")
+    last_turn = select(func.max(each.c.claimed_at)).where(each.c.account == _columns.account).scalar_subquery()
     return (
         select(_columns.id)
         .outerjoin(of_account, of_account.c.account == _columns.account)
         .where(is_due, number < max_per_account)
-        .order_by(number, _columns.created_at, _columns.id)
+        .order_by(number, last_turn.nulls_first(), _columns.created_at, _columns.id)
         .limit(1)
     )
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments.errors import InvalidParameter, JobNotFound
-from serve_app.jobs.job import Job, JobCheckpoint, JobEvent
+from deployments.errors import InvalidParameter, JobNotFound, RateLimited
+from serve_app.jobs.job import Job, JobCheckpoint, JobEvent, JobStatus
 from serve_app.jobs.transitions import Change
 from serve_app.stores import job_rows
 from serve_app.stores.database import Database
 from serve_app.stores.ownership import owned_by
-from serve_app.stores.tables import job_checkpoints, job_events, jobs
+from serve_app.stores.tables import accounts, job_checkpoints, job_events, jobs
+
+_QUEUE_FULL_RETRY_S = 60.0
 
 
 class SqlJobs:
@@ -20,8 +22,24 @@ class SqlJobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, change: Change) -> bool:
-        return await self._database.transact(lambda connection: job_rows.add(connection, change))
+    async def add(self, change: Change, *, most_queued: int) -> bool:
+        # Locked, so that no two count at the same time.
+        account = select(accounts.c.id).where(accounts.c.id == change.job.account).with_for_update(key_share=True)
+        is_queued = jobs.c.finished_at.is_(None) & (jobs.c.status != JobStatus.RUNNING.value)
+        number = select(func.count()).where(owned_by(jobs, change.job.account), is_queued)
+
+        async def work(connection: AsyncConnection) -> bool:
+            await connection.execute(account)
+            if not await job_rows.add(connection, change):
+                return False
+            if (await connection.execute(number)).scalar_one() > most_queued:
+                raise RateLimited(
+                    f"an account may have {most_queued} fine-tuning jobs that wait (max_queued_jobs_per_account)",
+                    _QUEUE_FULL_RETRY_S,
+                )
+            return True
+
+        return await self._database.transact(work)
 
     async def get(self, account: str, job_id: str) -> Job:
         async with self._database.read() as connection:

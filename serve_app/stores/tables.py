@@ -204,6 +204,7 @@ jobs = Table(  # fine-tuning jobs
     Column("worker", String(32)),  # the dispatcher that runs it
     Column("lease_until", Float),
     Column("fence", BigInteger, nullable=False, server_default="0"),  # grows with each claim
+    Column("claimed_at", Float),  # the last time
     Column("attempts", BigInteger, nullable=False, server_default="0"),  # in a row that brought no checkpoint
     Column("step", BigInteger, nullable=False, server_default="0"),
     Column("total_steps", BigInteger),
@@ -212,6 +213,7 @@ jobs = Table(  # fine-tuning jobs
     Column("training_time_s", Float, nullable=False, server_default="0"),  # of all attempts
     Column("manifest", String(64)),  # of the published adapter
     Index("jobs_by_account", "account", "created_at", "id"),
+    Index("jobs_by_turn", "account", "claimed_at"),
     _partial_index("jobs_open", "created_at", "finished_at IS NULL"),
 )
 

@@ -48,8 +48,11 @@ class FineTuneCommand:
 class JobStore(Protocol):
     """The jobs of all accounts. Every method but `add` narrows to one; what is not its own is not there."""
 
-    async def add(self, change: Change) -> bool:
-        """A new job, with what belongs to it. False, and nothing changes, where there is one with its id."""
+    async def add(self, change: Change, *, most_queued: int) -> bool:
+        """A new job, with what belongs to it. False, and nothing changes, where there is one with its id.
+
+        Raises RateLimited where its account has `most_queued` jobs already that wait or are paused.
+        """
 
     async def get(self, account: str, job_id: str) -> Job:
         """Raises JobNotFound."""
@@ -96,7 +99,8 @@ class FineTuning:
         """A job that waits for its turn; it is stored when this returns.
 
         Where a job was made `once` already, it is answered instead, as it is.
-        Raises ModelNotFound, InvalidParameter, and InvalidTrainingData where the data cannot be trained on.
+        Raises ModelNotFound, InvalidParameter, InvalidTrainingData where the data cannot be trained on, and RateLimited
+        where too many jobs of the account wait.
         """
         job_id, earlier = new_id("ftjob-", 24), None
         if command.once is not None:
@@ -131,7 +135,7 @@ class FineTuning:
             created_at=self._now(),
         )
         change = transitions.created(job)
-        if not await self._jobs.add(change):
+        if not await self._jobs.add(change, most_queued=self._config.max_queued_jobs_per_account):
             return await self.get(command.account, job_id)
         self._nudge()
         return change.job

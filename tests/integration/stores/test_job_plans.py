@@ -13,11 +13,12 @@ from serve_app.jobs import transitions
 from serve_app.stores.database import Database, open_database
 from serve_app.stores.job_queue import SqlJobQueue
 from serve_app.stores.jobs import SqlJobs
-from serve_app.stores.tables import files, job_checkpoints, job_events, jobs
+from serve_app.stores.tables import accounts, files, job_checkpoints, job_events, jobs
 from serve_app.stores.training_files import SqlTrainingFiles
 from tests.databases import PostgreSQLServer, run_apart
 from tests.fake_fine_tuner import progress
 from tests.integration.stores.plans import Plans, explain, recorded
+from tests.job_rows import make_job
 
 NUM_JOBS = 6000
 NUM_ACCOUNTS = 300
@@ -70,10 +71,14 @@ async def fill(url: str) -> None:
             "worker": "worker" if is_running else None,
             "lease_until": 1e9 if is_running else None,
             "fence": 1,
+            "claimed_at": float(number) if is_running or not is_open else None,
         }
 
     place = {"job": "", "account": "account-1"}
     rows = {
+        accounts: [
+            {"id": f"account-{number}", "name": "", "created_at": 0.0, "reserved": 0} for number in range(NUM_JOBS)
+        ],
         files: [
             {
                 "id": f"file-{number}",
@@ -116,8 +121,14 @@ async def run_a_job(database: Database) -> None:
     )
 
 
+async def add_a_job(database: Database) -> None:
+    job = make_job(account="account-7")
+    assert await SqlJobs(database).add(transitions.created(job), most_queued=10)
+
+
 QUERIES: dict[str, Query] = {
     "a job that is run": run_a_job,
+    "a new job": add_a_job,
     "what a dispatcher holds": lambda database: queue(database).held("worker"),
     "a lease that is renewed": lambda database: queue(database).renew("worker", 1e9),
     "the jobs of an account": lambda database: SqlJobs(database).list(

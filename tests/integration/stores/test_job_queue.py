@@ -54,6 +54,21 @@ async def test_oldest_is_first_and_accounts_with_fewer_running_jobs_before_other
     assert order == [job.id for job in (a1, b1, a2, b2, a3)]
 
 
+async def test_long_backlog_of_one_account_lets_another_be_second(database: Database) -> None:
+    queue = make_queue(database, max_jobs=1)
+    for number in range(10):
+        await add_job(database, account="a", created_at=AT - 100 + number)
+    await add_job(database, account="b", created_at=AT - 1)
+    served = []
+    for number in range(4):
+        found = (await claim(queue, now=AT + number)).job
+        served.append(found.account)
+        await queue.advance(found.id, found.fence, lambda job: transitions.failed(job, AT, JobError("x", "y")))
+        if number == 1:  # the more lately served waits, also where it has an older job
+            await add_job(database, account="b", created_at=AT - 200)
+    assert served == ["a", "b", "a", "b"]
+
+
 async def test_no_more_run_than_are_allowed_in_all_and_of_one_account(database: Database) -> None:
     queue = make_queue(database, max_jobs=3, max_jobs_per_account=2)
     for account in "aaabb":

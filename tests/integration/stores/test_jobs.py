@@ -47,7 +47,7 @@ async def test_every_field_comes_back_as_it_was_stored(jobs: SqlJobs) -> None:
         training_time_s=9.5,
         manifest="f" * 64,
     )
-    await jobs.add(Change(job))
+    await jobs.add(Change(job), most_queued=100)
     assert await jobs.get(job.account, job.id) == job
 
 

@@ -38,10 +38,10 @@ class FailingJobs(SqlJobs):
 
     errors: list[Exception]
 
-    async def add(self, change: Change) -> bool:
+    async def add(self, change: Change, *, most_queued: int) -> bool:
         if self.errors:
             raise self.errors.pop(0)
-        return await super().add(change)
+        return await super().add(change, most_queued=most_queued)
 
 
 class Bench:

@@ -17,6 +17,7 @@ from deployments.errors import (
     InvalidTrainingData,
     JobNotFound,
     ModelNotFound,
+    RateLimited,
     StorageError,
 )
 from deployments.training import TrainingParams
@@ -31,7 +32,7 @@ from serve_app.use_cases.training_files import TrainingFiles
 from tests.fakes import FakeTokenizer
 from tests.job_rows import Clock
 
-CONFIG = FineTuningConfig(max_epochs=10, max_rank=32, max_tokens=100)
+CONFIG = FineTuningConfig(max_epochs=10, max_rank=32, max_tokens=100, max_queued_jobs_per_account=3)
 MODELS = ModelCatalog((ModelConfig(id="base", source="/nowhere", aliases=("standard",)),))
 
 
@@ -133,6 +134,17 @@ async def test_job_of_a_request_that_is_sent_again_is_the_same(bench: Bench) -> 
     assert await bench.create(once=b"name") == first
     assert len(await bench.fine_tuning.list("me")) == 1
     assert (await bench.create(once=b"other")).id != first.id
+
+
+async def test_more_jobs_than_may_wait_are_refused(bench: Bench) -> None:
+    waiting = [await bench.create(once=bytes([number])) for number in range(3)]
+    await bench.fine_tuning.pause("me", waiting[0].id)
+    with pytest.raises(RateLimited, match="max_queued_jobs_per_account"):
+        await bench.create()
+    assert len(await bench.fine_tuning.list("me")) == 3
+    assert await bench.create(once=bytes([2])) == waiting[2]
+    assert await bench.fine_tuning.cancel("me", waiting[0].id)
+    assert await bench.create()
 
 
 async def test_owner_pauses_resumes_and_cancels(bench: Bench) -> None:

@@ -56,6 +56,7 @@ def upgrade() -> None:
         sa.Column("worker", sa.String(length=32), nullable=True),
         sa.Column("lease_until", sa.Float(), nullable=True),
         sa.Column("fence", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("claimed_at", sa.Float(), nullable=True),
         sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("step", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("total_steps", sa.BigInteger(), nullable=True),
@@ -66,6 +67,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("jobs_pk")),
     )
     op.create_index("jobs_by_account", "jobs", ["account", "created_at", "id"], unique=False)
+    op.create_index("jobs_by_turn", "jobs", ["account", "claimed_at"], unique=False)
     _create_partial_index("jobs_open", "jobs", "created_at", "finished_at IS NULL")
     op.create_table(
         "webhook_endpoints",
