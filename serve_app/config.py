@@ -144,7 +144,7 @@ class WebhooksConfig(Settings):
     allowed_networks: addresses in these networks are connected to although they are not public, such as 10.0.0.0/8;
     hosts of theirs may also be called by plain http. ports: that URLs may name, beside 443. timeout_s: for one attempt.
     retry_s: the pauses after each failed attempt; after the last the delivery has failed. disable_after_s: an endpoint
-    that has failed for so long without a success is disabled.
+    that has failed for so long without a success is disabled when a delivery has failed, after its last attempt.
     """
 
     allowed_networks: tuple[IPvAnyNetwork, ...] = ()

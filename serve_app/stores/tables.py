@@ -278,7 +278,7 @@ webhook_endpoints = Table(
     Column("old_secret", LargeBinary),  # sealed; signs too, until
     Column("old_secret_until", Float),
     Column("created_at", Float, nullable=False),
-    Column("failing_since", Float),  # null: the last delivery succeeded
+    Column("failing_since", Float),  # tests not counted; null: the last attempt succeeded
     Column("disabled_at", Float),
     Column("disabled_reason", Text),
     Column("deleted_at", Float),

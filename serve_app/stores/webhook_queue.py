@@ -71,7 +71,7 @@ class SqlOutbox:
 
         async def work(connection: AsyncConnection) -> str | None:
             endpoint = (await connection.execute(found)).one()
-            changes, why = _endpoint_after(endpoint, attempt, disable_failing_since)
+            changes, why = _endpoint_after(endpoint, claim, attempt, next_at, disable_failing_since)
             is_live = endpoint.disabled_at is None and endpoint.deleted_at is None and why is None
             values = _delivery_after(claim, attempt, next_at if is_live else None)
             if (await connection.execute(update(webhook_deliveries).where(is_mine).values(values))).rowcount == 0:
@@ -153,16 +153,23 @@ def _delivery_after(claim: Claim, attempt: Attempt, next_at: float | None) -> Ma
 
 
 def _endpoint_after(
-    endpoint: Row[Any], attempt: Attempt, disable_failing_since: float
+    endpoint: Row[Any], claim: Claim, attempt: Attempt, next_at: float | None, disable_failing_since: float
 ) -> tuple[Mapping[str, Any], str | None]:
-    """What changes of the endpoint, and why it is disabled by this attempt, if it is."""
+    """What changes of the endpoint, and why it is disabled by this attempt, if it is.
+
+    A test that fails tells nothing of how events fare; and an event has all of its attempts first.
+    """
     if attempt.succeeded:
         return ({"failing_since": None} if endpoint.failing_since is not None else {}), None
-    failing_since = attempt.at if endpoint.failing_since is None else endpoint.failing_since
+    changes: Mapping[str, Any] = {}
     why = None
-    if endpoint.disabled_at is None and attempt.is_gone:
+    if claim.type is not EventType.TEST:
+        failing_since = attempt.at if endpoint.failing_since is None else endpoint.failing_since
+        changes = {"failing_since": failing_since}
+        if next_at is None and failing_since < disable_failing_since:
+            why = "every delivery has failed for too long"
+    if attempt.is_gone:
         why = "the endpoint answered 410 Gone"
-    elif endpoint.disabled_at is None and failing_since < disable_failing_since:
-        why = "every delivery has failed for too long"
-    changes = {"failing_since": failing_since}
+    if endpoint.disabled_at is not None:
+        why = None
     return changes if why is None else {**changes, "disabled_at": attempt.at, "disabled_reason": why}, why

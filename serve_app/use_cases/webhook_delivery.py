@@ -70,8 +70,8 @@ class Outbox(Protocol):
     ) -> str | None:
         """What came of the claim, when it is due again or None, and how its endpoint does; nothing if it was lost.
 
-        An endpoint that is gone, or has failed since before `disable_failing_since`, is disabled, and what is pending
-        for it ends. Answers why it was disabled, if it was.
+        An endpoint that is gone is disabled, and so is one that has failed since before `disable_failing_since` when an
+        event is not tried again; what is pending for it ends. Answers why it was disabled, if it was.
         """
 
     async def forget(self, before: float) -> None:

@@ -164,17 +164,33 @@ async def test_gone_disables_an_endpoint_and_ends_what_is_pending(hooks: Hooks) 
     ]
 
 
-async def test_days_of_failure_disable_an_endpoint(hooks: Hooks) -> None:
+async def test_days_of_failure_disable_an_endpoint_when_an_event_has_had_all_of_its_attempts(hooks: Hooks) -> None:
     endpoint = await hooks.endpoint()
     await hooks.happen()
-    await hooks.record(await hooks.claim_one(), 500, next_in_s=5)
+    await hooks.record(await hooks.claim_one(), 500)
     hooks.clock.time += 5 * 86400
+    await hooks.happen()
     assert await hooks.record(await hooks.claim_one(), 500, next_in_s=5) is None
     hooks.clock.time += 5
-    assert await hooks.record(await hooks.claim_one(), 500, next_in_s=5) == "every delivery has failed for too long"
+    assert await hooks.record(await hooks.claim_one(), 500, next_in_s=5) is None
+    [delivery, _] = await hooks.webhooks.deliveries("acme", endpoint)
+    assert (delivery.status, delivery.attempts) == (DeliveryStatus.PENDING, 2)
+    hooks.clock.time += 5
+    assert await hooks.record(await hooks.claim_one(), 500) == "every delivery has failed for too long"
     assert not (await hooks.webhooks.get("acme", endpoint)).is_enabled
-    hooks.clock.time += 1e6
-    assert await hooks.claim() == ()
+
+
+async def test_tests_that_fail_do_not_count(hooks: Hooks) -> None:
+    endpoint = await hooks.endpoint()
+    await hooks.webhooks.test("acme", endpoint)
+    await hooks.record(await hooks.claim_one(), 500)
+    assert (await hooks.webhooks.get("acme", endpoint)).failing_since is None
+    await hooks.happen()
+    await hooks.record(await hooks.claim_one(), 500)
+    hooks.clock.time += 6 * 86400
+    await hooks.webhooks.test("acme", endpoint)
+    assert await hooks.record(await hooks.claim_one(), 500) is None
+    assert (await hooks.webhooks.get("acme", endpoint)).is_enabled
 
 
 async def test_an_endpoint_that_is_disabled_again_keeps_its_first_reason(hooks: Hooks) -> None:
