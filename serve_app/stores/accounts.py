@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from sqlalchemy import Update, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve_app.jobs import transitions
 from serve_app.stores import audit as audit_store
+from serve_app.stores import job_rows
 from serve_app.stores.database import Database
-from serve_app.stores.tables import accounts, credit_grants
+from serve_app.stores.ownership import owned_by
+from serve_app.stores.tables import accounts, credit_grants, jobs
 from serve_app.stores.upsert import insert_new
 from serve_app.use_cases.accounts import Account
 from serve_app.use_cases.audit import AuditEntry
@@ -56,9 +59,22 @@ class SqlAccountStore:
         return await self._update(update(accounts).where(accounts.c.id == account_id).values(name=name), audit)
 
     async def close(self, account_id: str, closed_at: float, audit: AuditEntry) -> bool:
-        first_time = func.coalesce(accounts.c.closed_at, closed_at)
-        statement = update(accounts).where(accounts.c.id == account_id).values(closed_at=first_time)
-        return await self._update(statement, audit)
+        # Locked before its jobs are looked for: nobody adds one until it is closed.
+        found = select(accounts.c.closed_at).where(accounts.c.id == account_id).with_for_update(key_share=True)
+        close = update(accounts).where(accounts.c.id == account_id).values(closed_at=closed_at)
+
+        async def work(connection: AsyncConnection) -> bool:
+            account = (await connection.execute(found)).one_or_none()
+            if account is None:
+                return False
+            if account.closed_at is None:
+                # Before the closing, after which webhooks are told nothing.
+                await _cancel_jobs(connection, account_id, closed_at)
+                await connection.execute(close)
+            await audit_store.record(connection, audit)
+            return True
+
+        return await self._database.transact(work)
 
     async def grant(self, account_id: str, amount: int, note: str, audit: AuditEntry) -> Account | None:
         statement = (
@@ -89,6 +105,14 @@ class SqlAccountStore:
             return is_found
 
         return await self._database.transact(work)
+
+
+async def _cancel_jobs(connection: AsyncConnection, account_id: str, at: float) -> None:
+    is_open = owned_by(jobs, account_id) & jobs.c.finished_at.is_(None)
+    for job_id in (await connection.execute(select(jobs.c.id).where(is_open).order_by(jobs.c.id))).scalars().all():
+        job = await job_rows.read_locked(connection, job_id)
+        if not job.status.is_final:  # it has ended at this moment
+            await job_rows.write(connection, job, transitions.cancelled(job, at))
 
 
 async def _add_grant(connection: AsyncConnection, account_id: str, amount: int, note: str, at: float) -> None:

@@ -12,11 +12,12 @@ from serve_app.jobs.transitions import Change
 from serve_app.stores import job_rows
 from serve_app.stores.database import Database
 from serve_app.stores.locks import alone
-from serve_app.stores.tables import files, job_checkpoints, jobs
+from serve_app.stores.tables import accounts, files, job_checkpoints, jobs
 from serve_app.use_cases.job_queue import Claim, ClaimLost
 
 _columns = jobs.c
 _IS_OPEN = _columns.finished_at.is_(None)  # few of many; they have an index of their own
+_IS_CLOSED = exists().where(accounts.c.id == _columns.account, accounts.c.closed_at.is_not(None))
 _IS_RUNNING = and_(_IS_OPEN, _columns.status == JobStatus.RUNNING.value)
 
 
@@ -34,6 +35,7 @@ class SqlJobQueue:
             _columns.status == JobStatus.QUEUED.value,
             _columns.not_before <= now,
             _columns.id.not_in(besides),
+            ~_IS_CLOSED,
         )
         # Most often there is nothing to claim, and nobody need wait for that.
         anything = select(exists().where(_IS_OPEN, or_(is_expired, is_due)))

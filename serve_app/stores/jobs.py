@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments.errors import InvalidParameter, JobNotFound, RateLimited
+from deployments.errors import InvalidParameter, JobNotFound, PermissionDenied, RateLimited
 from serve_app.jobs.job import Job, JobCheckpoint, JobEvent, JobStatus
 from serve_app.jobs.transitions import Change
 from serve_app.stores import job_rows
@@ -23,13 +23,16 @@ class SqlJobs:
         self._database = database
 
     async def add(self, change: Change, *, most_queued: int) -> bool:
-        # Locked, so that no two count at the same time.
-        account = select(accounts.c.id).where(accounts.c.id == change.job.account).with_for_update(key_share=True)
+        # Locked, so that no two count at the same time, and that it is not closed meanwhile.
+        account = (
+            select(accounts.c.closed_at).where(accounts.c.id == change.job.account).with_for_update(key_share=True)
+        )
         is_queued = jobs.c.finished_at.is_(None) & (jobs.c.status != JobStatus.RUNNING.value)
         number = select(func.count()).where(owned_by(jobs, change.job.account), is_queued)
 
         async def work(connection: AsyncConnection) -> bool:
-            await connection.execute(account)
+            if (await connection.execute(account)).scalar() is not None:
+                raise PermissionDenied("the account is closed")
             if not await job_rows.add(connection, change):
                 return False
             if (await connection.execute(number)).scalar_one() > most_queued:

@@ -6,12 +6,12 @@ Locks are taken in one order by everybody: the endpoint, then its deliveries.
 import json
 from typing import Any
 
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import and_, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs.ids import new_id
 from serve_app.stores.ownership import owned_by
-from serve_app.stores.tables import webhook_deliveries, webhook_endpoints, webhook_events
+from serve_app.stores.tables import accounts, webhook_deliveries, webhook_endpoints, webhook_events
 from serve_app.stores.upsert import insert_new
 from serve_app.webhooks.endpoint import DeliveryStatus
 from serve_app.webhooks.event import WebhookEvent
@@ -26,8 +26,12 @@ IS_LIVE = and_(_endpoint.disabled_at.is_(None), _endpoint.deleted_at.is_(None))
 async def enqueue(connection: AsyncConnection, event: WebhookEvent) -> None:
     """Adds the event, and a pending delivery for each live endpoint of its account that subscribed to its type.
 
-    In the transaction of the caller. An event whose id is there already is not added again.
+    In the transaction of the caller. An event whose id is there already is not added again, and none is where the
+    account is closed.
     """
+    is_closed = exists().where(accounts.c.id == event.account, accounts.c.closed_at.is_not(None))
+    if (await connection.execute(select(is_closed))).scalar_one():
+        return
     if not await _add_event(connection, event):
         return
     live = select(_endpoint.id, _endpoint.events).where(owned_by(webhook_endpoints, event.account), IS_LIVE)

@@ -49,7 +49,10 @@ class AccountStore(Protocol):
         """False where there is no such account."""
 
     async def close(self, account_id: str, closed_at: float, audit: AuditEntry) -> bool:
-        """Keeps the time of an earlier closing. False where there is no such account."""
+        """Its jobs that have not ended are cancelled, and webhooks told; of nothing that happens later they are told.
+
+        Keeps the time of an earlier closing. False where there is no such account.
+        """
 
     async def grant(self, account_id: str, amount: int, note: str, audit: AuditEntry) -> Account | None:
         """Adds to the credit, which becomes bounded, and to the list of grants. None where there is no such account."""
@@ -114,7 +117,7 @@ class Accounts:
         return await self.get(account_id)
 
     async def close(self, account_id: str, *, actor: str) -> Account:
-        """Ends an account for good: its keys are refused, as revoked ones are. Raises NotFound."""
+        """Ends an account for good: its keys are refused, as revoked ones are; its jobs are cancelled. Raises NotFound."""
         await self._store.close(account_id, self._now(), self._audit(actor, "account.close", account_id))
         return await self.get(account_id)
 

@@ -51,7 +51,8 @@ class JobStore(Protocol):
     async def add(self, change: Change, *, most_queued: int) -> bool:
         """A new job, with what belongs to it. False, and nothing changes, where there is one with its id.
 
-        Raises RateLimited where its account has `most_queued` jobs already that wait or are paused.
+        Raises RateLimited where its account has `most_queued` jobs already that wait or are paused, and
+        PermissionDenied where it is closed.
         """
 
     async def get(self, account: str, job_id: str) -> Job:

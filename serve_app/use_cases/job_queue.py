@@ -47,7 +47,8 @@ class JobQueue(Protocol):
         """The job whose turn it is, now the worker's for a lease; None where no job waits or there is no room.
 
         With `takes_over`, jobs whose lease is over come first; then come those of the account with the fewest running
-        jobs, of such accounts the one whose last turn is longest ago, the oldest first. No job of `besides`.
+        jobs, of such accounts the one whose last turn is longest ago, the oldest first. No job of
+        `besides`, and none that waits of a closed account.
         """
 
     async def renew(self, worker: str, lease_until: float) -> Mapping[str, int]:

@@ -3,14 +3,19 @@
 import asyncio
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
-from deployments.errors import Conflict, InvalidParameter, NotFound
+from deployments.errors import Conflict, InvalidParameter, NotFound, PermissionDenied
+from serve_app.config import FineTuningConfig
+from serve_app.jobs import transitions
 from serve_app.stores.accounts import SqlAccountStore
 from serve_app.stores.audit import SqlAuditLog
 from serve_app.stores.database import Database
-from serve_app.stores.tables import credit_grants
+from serve_app.stores.job_queue import SqlJobQueue
+from serve_app.stores.jobs import SqlJobs
+from serve_app.stores.tables import credit_grants, jobs
 from serve_app.use_cases.accounts import MAX_AMOUNT, Account, Accounts
+from tests.job_rows import add_endpoint, add_job, rows, stored
 
 
 class Clock:
@@ -76,6 +81,44 @@ async def test_renaming_and_closing(accounts: Accounts, clock: Clock) -> None:
     assert (await accounts.close("acme", actor="test")).closed_at == 1000.5
     clock.time += 10
     assert (await accounts.close("acme", actor="test")).closed_at == 1000.5
+
+
+async def test_closing_cancels_jobs_and_tells_it_last(accounts: Accounts, database: Database) -> None:
+    await accounts.create("acme", actor="test")
+    await add_endpoint(database, "acme", ["finetune.cancelled"])
+    queue = SqlJobQueue(database, FineTuningConfig())
+    running, waiting, paused = [await add_job(database, account="acme", created_at=number) for number in range(3)]
+    other = await add_job(database, account="other", created_at=9.0)
+    await SqlJobs(database).change("acme", paused.id, lambda job: transitions.paused(job, 9.0))
+    assert (await queue.claim("w", 9.0, besides=(), takes_over=True)) is not None
+    assert await queue.held("w") == {running.id: 1}
+    await accounts.close("acme", actor="test")
+    for job in (running, waiting, paused):
+        assert ((await stored(database, job)).status, (await stored(database, job)).finished_at) == (
+            "cancelled",
+            1000.5,
+        )
+        assert (await rows(database, "job_events", job=job.id))[-1]["message"] == "The job was cancelled"
+    assert await queue.held("w") == {}
+    assert len(await rows(database, "webhook_deliveries", account="acme", status="pending")) == 3
+    assert (await stored(database, other)).status == "queued"
+    await accounts.close("acme", actor="test")
+    assert len(await rows(database, "webhook_deliveries")) == 3
+
+
+async def test_nothing_more_is_begun_or_told_for_a_closed_account(accounts: Accounts, database: Database) -> None:
+    await accounts.create("acme", actor="test")
+    await add_endpoint(database, "acme", ["finetune.cancelled"])
+    await accounts.close("acme", actor="test")
+    with pytest.raises(PermissionDenied):
+        await add_job(database, account="acme")
+    left = await add_job(database, account="other")
+    async with database.write() as connection:  # as a database holds it that was restored in part
+        await connection.execute(update(jobs).values(account="acme"))
+    queue = SqlJobQueue(database, FineTuningConfig())
+    assert await queue.claim("w", 9.0, besides=(), takes_over=True) is None
+    await SqlJobs(database).change("acme", left.id, lambda job: transitions.cancelled(job, 9.0))
+    assert await rows(database, "webhook_events") == []
 
 
 async def test_credit_is_granted_taken_back_and_unbounded(accounts: Accounts, database: Database) -> None:
