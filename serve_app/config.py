@@ -117,7 +117,8 @@ class FineTuningConfig(Settings):
     max_queued_jobs_per_account: that wait, or are paused; more are refused with 429.
     lease_s: how long a job stays with a dispatcher that is not heard of. hang_s: how long a worker may be silent.
     max_attempts: workers that may be lost in a row without a new checkpoint before the job fails; retry_s: the pause
-    before the next, doubled each time. keep_checkpoints_s: how long the checkpoints of a job that has ended are kept.
+    before the next, doubled each time. keep_checkpoints_s: how long checkpoints and metrics of a job that has ended
+    are kept.
     """
 
     hold_s: PositiveFloat = 600.0

@@ -56,6 +56,8 @@ class Job:
     fence: int = 0
     claimed_at: float | None = None
     attempts: int = 0
+    postponed: int = 0
+    postponed_because: str | None = None
     step: int = 0
     total_steps: int | None = None
     progress: Mapping[str, Any] | None = None

@@ -32,6 +32,7 @@ from serve_app.webhooks.event import WebhookEvent
 
 _MAX_PAUSE_S = 300.0
 _POSTPONED_S = 10.0
+_MAX_DOUBLINGS = 10  # more would change nothing, and overflow at last
 
 
 class IllegalTransition(Exception):
@@ -142,7 +143,7 @@ def validated(job: Job, now: float, event: Validated) -> Change:
 def checkpointed(job: Job, now: float, event: CheckpointSaved) -> Change:
     """The job has come further: what was lost before does not count any more."""
     _require_running(job)
-    job = replace(job, attempts=0)
+    job = replace(job, **_PATIENT)
     metrics = {name: value for name, value in event.metrics.items() if math.isfinite(value)}
     checkpoint = JobCheckpoint(job.id, job.account, event.step, event.manifest, metrics, now)
     told = _event(job, now, f"Checkpoint saved after step {event.step}", data={"step": event.step})
@@ -197,10 +198,15 @@ def worker_lost(job: Job, now: float, *, reason: str, config: FineTuningConfig) 
 
 
 def postponed(job: Job, now: float, *, reason: str, config: FineTuningConfig) -> Change:
-    """What a worker needs is not there at the moment. That is nobody's fault, and no number of times is too many."""
+    """What a worker needs is not there at the moment. That is nobody's fault, and no number of times is too many; but
+    the pauses grow, and the same reason is told once only."""
     _require_running(job)
-    job = replace(_resting(job, JobStatus.QUEUED), not_before=now + max(config.retry_s, _POSTPONED_S))
-    return Change(job, (_event(job, now, f"The job waits and is tried again: {reason}", level="warn"),))
+    pause_s = min(max(config.retry_s, _POSTPONED_S) * 2.0 ** min(job.postponed, _MAX_DOUBLINGS), _MAX_PAUSE_S)
+    told = (_event(job, now, f"The job waits and is tried again: {reason}", level="warn"),)
+    events = told if reason != job.postponed_because else ()
+    job = _resting(job, JobStatus.QUEUED)
+    job = replace(job, not_before=now + pause_s, postponed=job.postponed + 1, postponed_because=reason)
+    return Change(job, events)
 
 
 def released(job: Job, now: float) -> Change:
@@ -222,7 +228,7 @@ def paused(job: Job, now: float) -> Change:
 def resumed(job: Job, now: float) -> Change:
     if job.status is not JobStatus.PAUSED:
         raise InvalidRequest(f"only a paused job can be resumed; this one {_ENDS.get(job.status, f'is {job.status}')}")
-    job = replace(job, status=JobStatus.QUEUED, not_before=now, attempts=0)
+    job = replace(job, status=JobStatus.QUEUED, not_before=now, **_PATIENT)
     return Change(job, (_event(job, now, "The job was resumed"),))
 
 
@@ -234,6 +240,9 @@ def cancelled(job: Job, now: float) -> Change:
     job = _ended(job, now, JobStatus.CANCELLED)
     return Change(job, (_event(job, now, "The job was cancelled"),), announce(job, now))
 
+
+_PATIENT: Mapping[str, Any] = {"attempts": 0, "postponed": 0, "postponed_because": None}
+"""Of a job to which nothing has happened yet."""
 
 _ENDS: Mapping[JobStatus, str] = {
     JobStatus.SUCCEEDED: "succeeded",

@@ -6,9 +6,12 @@ from sqlalchemy import Select, delete, or_, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.stores.database import Database
-from serve_app.stores.tables import chores, files, job_checkpoints, jobs, tuned_models
+from serve_app.stores.tables import chores, files, job_checkpoints, job_events, jobs, tuned_models
 from serve_app.stores.upsert import insert_new
 from serve_app.use_cases.retention import Roots
+
+_MAX_DELETED = 1000
+"""At a time, so that nobody waits long for the database."""
 
 
 class SqlRetention:
@@ -27,10 +30,15 @@ class SqlRetention:
 
         return await self._database.transact(work)
 
-    async def forget_checkpoints(self, ended_before: float) -> None:
+    async def forget_progress(self, ended_before: float) -> None:
         old = select(jobs.c.id).where(jobs.c.finished_at < ended_before)
-        statement = delete(job_checkpoints).where(job_checkpoints.c.job.in_(old))
-        await self._database.transact(lambda connection: connection.execute(statement))
+        checkpoints = delete(job_checkpoints).where(job_checkpoints.c.job.in_(old))
+        await self._database.transact(lambda connection: connection.execute(checkpoints))
+        is_old = job_events.c.job.in_(old) & (job_events.c.type == "metrics")
+        some = select(job_events.c.id).where(is_old).limit(_MAX_DELETED)
+        metrics = delete(job_events).where(job_events.c.id.in_(some))
+        while (await self._database.transact(lambda connection: connection.execute(metrics))).rowcount:
+            pass
 
     async def roots(self) -> Roots:
         models = select(tuned_models.c.manifest).where(tuned_models.c.deleted_at.is_(None))

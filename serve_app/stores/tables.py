@@ -206,6 +206,8 @@ jobs = Table(  # fine-tuning jobs
     Column("fence", BigInteger, nullable=False, server_default="0"),  # grows with each claim
     Column("claimed_at", Float),  # the last time
     Column("attempts", BigInteger, nullable=False, server_default="0"),  # in a row that brought no checkpoint
+    Column("postponed", BigInteger, nullable=False, server_default="0"),  # times in a row that brought no checkpoint
+    Column("postponed_because", Text),  # the last time
     Column("step", BigInteger, nullable=False, server_default="0"),
     Column("total_steps", BigInteger),
     Column("progress", JSON(none_as_null=True)),  # the last: loss, tokens_per_s, seconds_left, ...

@@ -117,7 +117,7 @@ class Accounts:
         return await self.get(account_id)
 
     async def close(self, account_id: str, *, actor: str) -> Account:
-        """Ends an account for good: its keys are refused, as revoked ones are; its jobs are cancelled. Raises NotFound."""
+        """Ends an account for good: its keys are refused, as revoked ones are; its jobs end. Raises NotFound."""
         await self._store.close(account_id, self._now(), self._audit(actor, "account.close", account_id))
         return await self.get(account_id)
 

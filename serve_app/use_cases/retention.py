@@ -27,8 +27,8 @@ class RetentionStore(Protocol):
     async def is_due(self, chore: str, now: float, *, period_s: float) -> bool:
         """Whether nobody has done the chore for this time; true for one process only, which does it now."""
 
-    async def forget_checkpoints(self, ended_before: float) -> None:
-        """Those of jobs that ended before this time."""
+    async def forget_progress(self, ended_before: float) -> None:
+        """The checkpoints and metrics of jobs that ended before this time; messages stay."""
 
     async def roots(self) -> Roots:
         """What models that are not deleted, checkpoints, files that are not deleted and open jobs need."""
@@ -55,7 +55,7 @@ class Retention:
         now = self._now()
         if not await self._store.is_due("collecting garbage", now, period_s=PERIOD_S):
             return
-        await self._store.forget_checkpoints(now - self._config.keep_checkpoints_s)
+        await self._store.forget_progress(now - self._config.keep_checkpoints_s)
         roots = await self._store.roots()
         garbage = await asyncio.to_thread(
             self._objects.collect_garbage, manifests=roots.manifests, blobs=roots.blobs, now=now

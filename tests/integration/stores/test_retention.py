@@ -14,13 +14,14 @@ from serve_app.config import FineTuningConfig
 from serve_app.jobs import transitions
 from serve_app.jobs.job import Job
 from serve_app.jobs.transitions import Change
+from serve_app.stores import retention
 from serve_app.stores.database import Database
 from serve_app.stores.jobs import SqlJobs
 from serve_app.stores.retention import SqlRetention
 from serve_app.stores.tables import tuned_models
 from serve_app.stores.training_files import SqlTrainingFiles
 from serve_app.use_cases.retention import PERIOD_S, Retention
-from tests.fake_fine_tuner import checkpoint, finished
+from tests.fake_fine_tuner import checkpoint, finished, progress
 from tests.job_rows import Clock, add_job, rows
 
 CONFIG = FineTuningConfig(keep_checkpoints_s=1000.0)
@@ -51,14 +52,33 @@ async def test_models_and_checkpoints_are_roots_until_they_are_deleted_or_too_ol
     await change(database, done, claim, save(3), publish("a" * 64))
     kept = {f"{step:064x}" for step in (1, 2)}
     assert (await store.roots()).manifests == {*kept, f"{3:064x}", "a" * 64}
-    await store.forget_checkpoints(AT)
+    await store.forget_progress(AT)
     assert f"{3:064x}" in (await store.roots()).manifests
-    await store.forget_checkpoints(AT + 1)
+    await store.forget_progress(AT + 1)
     assert (await store.roots()).manifests == {*kept, "a" * 64}
     async with database.write() as connection:
         await connection.execute(update(tuned_models).values(deleted_at=AT))
     assert (await store.roots()).manifests == kept
     assert {row["job"] for row in await rows(database, "job_checkpoints")} == {running.id}
+
+
+async def test_metrics_go_with_checkpoints_and_messages_stay(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_MAX_DELETED", 2)
+    store = SqlRetention(database)
+    going, done = await add_job(database), await add_job(database)
+
+    def measure(job: Job) -> Change:
+        return transitions.progressed(job, AT, progress(1), training_time_s=1.0)
+
+    await change(database, going, claim, measure)
+    await change(database, done, claim, *[measure] * 5, publish("a" * 64))
+    history = [row for row in await rows(database, "job_events") if row["job"] == going.id or row["type"] == "message"]
+    await store.forget_progress(AT)
+    assert len(await rows(database, "job_events", type="metrics")) == 6
+    await store.forget_progress(AT + 1)
+    assert await rows(database, "job_events") == history
 
 
 async def test_files_are_roots_until_they_are_deleted_and_no_job_needs_them(database: Database) -> None:
@@ -99,9 +119,9 @@ async def test_objects_that_nothing_names_go_and_others_stay(
     blob = objects.put_blob(b"nobody names me")
     job = await add_job(database)
     await change(database, job, claim, publish(needed))
-    retention = Retention(SqlRetention(database), objects, CONFIG, now=clock)
+    chore = Retention(SqlRetention(database), objects, CONFIG, now=clock)
     clock.at = file.stat().st_mtime + 1000
-    await retention.collect()
+    await chore.collect()
     assert objects.read_manifest(needed).about == {"number": 1}
     with pytest.raises(ObjectNotFound):
         objects.read_manifest(old)
@@ -109,10 +129,10 @@ async def test_objects_that_nothing_names_go_and_others_stay(
         objects.read_blob(blob, max_bytes=100)
     late = objects.put_blob(b"it is not time yet")
     clock.at += PERIOD_S - 1
-    await retention.collect()
+    await chore.collect()
     assert objects.read_blob(late, max_bytes=100)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     (tmp_path / "objects" / "manifests" / "sha256" / f"{needed}.json").unlink()
     clock.at += 1
-    await retention.collect()
+    await chore.collect()
     assert needed in caplog.text

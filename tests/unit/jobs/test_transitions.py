@@ -74,8 +74,9 @@ def test_pause_after_a_lost_worker_doubles_until_the_job_fails() -> None:
 
 
 def test_checkpoint_lets_lost_workers_be_forgotten() -> None:
-    change = transitions.checkpointed(running(attempts=2), AT, checkpoint(7))
-    assert change.job.attempts == 0
+    before = running(attempts=2, postponed=3, postponed_because="no room")
+    change = transitions.checkpointed(before, AT, checkpoint(7))
+    assert (change.job.attempts, change.job.postponed, change.job.postponed_because) == (0, 0, None)
     assert change.checkpoint is not None
     assert (change.checkpoint.step, change.checkpoint.manifest) == (7, f"{7:064x}")
 
@@ -87,12 +88,17 @@ def test_released_job_can_be_claimed_at_once_and_lost_nothing_of_its_patience() 
 
 
 def test_job_that_cannot_be_run_at_the_moment_never_runs_out_of_patience() -> None:
-    job = running(attempts=1)
-    for number in range(20):
-        now = AT + 100 * number
-        job = transitions.postponed(job, now, reason="the object store does not answer", config=CONFIG).job
-        assert (job.status, job.attempts, job.not_before) == (JobStatus.QUEUED, 1, now + 10)
-        job = claimed(job, now + 10).job
+    job, pauses, told = running(attempts=1), [], []
+    for number in range(2000):
+        now = AT + 1000 * number
+        change = transitions.postponed(job, now, reason="no store" if number < 1000 else "no room", config=CONFIG)
+        assert (change.job.status, change.job.attempts) == (JobStatus.QUEUED, 1)
+        pauses.append(change.job.not_before - now)
+        told += [event.message for event in change.events]
+        job = claimed(change.job, now + 300).job
+    assert pauses[:7] == [10, 20, 40, 80, 160, 300, 300]
+    assert pauses[-1] == 300
+    assert told == [f"The job waits and is tried again: {reason}" for reason in ("no store", "no room")]
 
 
 def test_start_is_the_first_one_s_also_after_a_lost_worker() -> None:

@@ -58,6 +58,8 @@ def upgrade() -> None:
         sa.Column("fence", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("claimed_at", sa.Float(), nullable=True),
         sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("postponed", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("postponed_because", sa.Text(), nullable=True),
         sa.Column("step", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("total_steps", sa.BigInteger(), nullable=True),
         sa.Column("progress", sa.JSON(none_as_null=True), nullable=True),
