@@ -99,8 +99,8 @@ def started(job: Job, now: float, event: Started) -> Change:
     return Change(job, (_event(job, now, message, data=data),))
 
 
-def progressed(job: Job, now: float, event: Progress, *, training_time_s: float) -> Change:
-    """training_time_s: of all attempts, so far."""
+def progressed(job: Job, now: float, event: Progress, *, training_time_s: float, is_told: bool = True) -> Change:
+    """training_time_s: of all attempts, so far. is_told: the job's history gets a line of it too."""
     _require_running(job)
     progress = {
         "at": now,
@@ -118,6 +118,8 @@ def progressed(job: Job, now: float, event: Progress, *, training_time_s: float)
         trained_tokens=event.tokens,
         training_time_s=training_time_s,
     )
+    if not is_told:
+        return Change(job)
     message = f"Step {event.step}/{event.total_steps}: training loss={event.loss:.4f}"
     data = {
         "step": event.step,

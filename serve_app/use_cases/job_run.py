@@ -30,6 +30,8 @@ from serve_app.use_cases.job_queue import Claim, ClaimLost, JobQueue
 
 PROGRESS_S = 1.0
 """How often progress is stored; the last of it always."""
+_FIRST_TOLD, _TOLD_S = 100, 10.0
+"""How many of the first of it, and how often then, the job's history tells; the last step always."""
 _TRY_AGAIN_S = 1.0
 
 JOBS_ENDED = Counter("tritext_jobs_ended_total", "Fine-tuning jobs that ended by themselves, by status", ("status",))
@@ -59,7 +61,8 @@ class JobRun:
         self._now = now
         self._began_at: float | None = None
         self._progress: Progress | None = None  # not stored yet
-        self._stored_at = now()
+        self._stored_at = self._told_at = now()
+        self._num_told = 0
 
     async def run(self) -> None:
         """Returns when the job has ended, waits for another worker, or is not under the claim any more; the worker has
@@ -121,10 +124,20 @@ class JobRun:
         progress, self._progress = self._progress, None
         self._stored_at = self._now()
         if progress is not None:
-            training_time_s = self._training_time_s()
+            training_time_s, is_told = self._training_time_s(), self._is_told(progress)
             await self._advance(
-                lambda job: transitions.progressed(job, self._now(), progress, training_time_s=training_time_s)
+                lambda job: transitions.progressed(
+                    job, self._now(), progress, training_time_s=training_time_s, is_told=is_told
+                )
             )
+
+    def _is_told(self, progress: Progress) -> bool:
+        is_last = progress.step == progress.total_steps
+        if self._num_told >= _FIRST_TOLD and self._stored_at - self._told_at < _TOLD_S and not is_last:
+            return False
+        self._num_told += 1
+        self._told_at = self._stored_at
+        return True
 
     def _consequence(self, error: Exception) -> Callable[[Job], Change]:
         """What follows for the job."""

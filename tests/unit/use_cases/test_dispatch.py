@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -18,7 +18,7 @@ from deployments.errors import (
     TrainingFailed,
     WorkerLost,
 )
-from deployments.training import Alive, Validated
+from deployments.training import Alive, TrainingEvent, TrainingRequest, Validated
 from serve_app.config import FineTuningConfig
 from serve_app.jobs import transitions
 from serve_app.jobs.job import Job, JobStatus
@@ -29,7 +29,17 @@ from serve_app.stores.jobs import SqlJobs
 from serve_app.use_cases import dispatch, job_run
 from serve_app.use_cases.dispatch import Dispatcher
 from serve_app.use_cases.job_queue import Claim
-from tests.fake_fine_tuner import MANIFEST, SUCCESS, FakeFineTuner, Silence, checkpoint, finished, progress, started
+from tests.fake_fine_tuner import (
+    MANIFEST,
+    SUCCESS,
+    FakeFineTuner,
+    Script,
+    Silence,
+    checkpoint,
+    finished,
+    progress,
+    started,
+)
 from tests.job_rows import Clock, add_job, rows, stored
 from tests.recording_meter import RecordingMeter
 
@@ -114,6 +124,42 @@ async def test_progress_is_stored_once_a_second_and_the_last_always(bench: Bench
     assert (await bench.until_final(job)).step == 99
     metrics = await rows(bench.database, "job_events", job=job.id, type="metrics")
     assert [row["data"]["step"] for row in metrics] == [99]
+
+
+class Slow(FakeFineTuner):
+    """Its events come a second apart."""
+
+    def __init__(self, clock: Clock, script: Script) -> None:
+        super().__init__(script)
+        self._clock = clock
+
+    async def train(self, request: TrainingRequest) -> AsyncGenerator[TrainingEvent, None]:
+        async for event in super().train(request):
+            self._clock.at += 1.0
+            yield event
+
+
+async def test_history_of_a_long_training_is_thinned_and_its_progress_is_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_run, "_FIRST_TOLD", 20)
+    steps = [progress(step, total_steps=99) for step in range(1, 56)]
+    await bench.start(Slow(bench.clock, (started(), *steps, Silence.FOREVER)), lease_s=1e6)
+    job = await add_job(bench.database)
+    await bench.until(job, lambda job: job.step == 55)
+    metrics = await rows(bench.database, "job_events", job=job.id, type="metrics")
+    assert [row["data"]["step"] for row in metrics] == [*range(1, 21), 30, 40, 50]
+
+
+async def test_last_step_is_told_always(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_run, "_FIRST_TOLD", 1)
+    await bench.start(
+        Slow(bench.clock, (started(), *(progress(step, total_steps=3) for step in (1, 2, 3)), finished()))
+    )
+    job = await add_job(bench.database)
+    await bench.until_final(job)
+    metrics = await rows(bench.database, "job_events", job=job.id, type="metrics")
+    assert [row["data"]["step"] for row in metrics] == [1, 3]
 
 
 async def test_progress_that_waited_is_stored_when_the_worker_has_nothing_new(bench: Bench) -> None:
