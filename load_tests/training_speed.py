@@ -123,16 +123,16 @@ def main() -> None:
     ]
     num_tokens = sum(len(each) - 1 for each in tokens)
     params = TrainingParams()
-    adapted = attach_adapter(load_base(directory, torch.device("cpu")), params)
-    packed = PackedModel(adapted)
+    padded, to_pack = (attach_adapter(load_base(directory, torch.device("cpu")), params) for _ in range(2))
+    packed = PackedModel(to_pack, longest=_LONGEST)
     few = tokens[:4]
     train_packed(packed, few, params)
-    train_padded(adapted, few, params)
+    train_padded(padded, few, params)
     rounds = []
     sys.stdout.write("round    packed    padded     ratio   (tokens/s)\n")
     for number in range(1, arguments.rounds + 1):
         # In turn, so that what else the machine does falls on both.
-        rates = (num_tokens / train_packed(packed, tokens, params), num_tokens / train_padded(adapted, tokens, params))
+        rates = (num_tokens / train_packed(packed, tokens, params), num_tokens / train_padded(padded, tokens, params))
         rounds.append(rates)
         sys.stdout.write(f"{number:5}{rates[0]:10.0f}{rates[1]:10.0f}{rates[0] / rates[1]:10.2f}\n")
         sys.stdout.flush()

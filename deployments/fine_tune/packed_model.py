@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deployments.fine_tune.dataset import IGNORED
 from deployments.fine_tune.head_loss import head_loss
+from deployments.fine_tune.packed_attention import NAME, document_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -21,17 +22,19 @@ class PackedModel(nn.Module):
     """Wraps a causal language model of transformers, with an adapter in it or without.
 
     together: whether documents can share a sequence. Told by their positions, they do not see each other then.
+    longest: tokens of the longest document that will come.
     """
 
     accepts_loss_kwargs = True
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, longest: int) -> None:
         super().__init__()
         was_training = model.training
         model.eval()
         with torch.no_grad():
             self.together = _tells_documents_apart(model)
             self._has_plain_head = _has_plain_head(model)
+            self._has_packed_attention = self.together and _switch_to_packed_attention(model, longest)
         model.train(was_training)
         if not self.together:
             logger.info("%s does not tell packed documents apart: each has a sequence of its own", type(model).__name__)
@@ -44,9 +47,11 @@ class PackedModel(nn.Module):
 
         labels: the token that follows, at each position.
         """
-        inputs = {"input_ids": input_ids, "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
         if self.together:
             inputs["position_ids"] = position_ids
+        if self._has_packed_attention:
+            inputs["lengths"] = document_lengths(position_ids)
         labelled = labels != IGNORED
         if self._has_plain_head:
             hidden = self.model.get_decoder()(**inputs).last_hidden_state
@@ -60,18 +65,34 @@ class PackedModel(nn.Module):
 
 def _tells_documents_apart(model: Any) -> bool:
     """Whether two documents in one sequence have the logits that they have alone."""
-    first, second = _some_tokens(model, 6), _some_tokens(model, 9)
+    documents = [_some_tokens(model, 6), _some_tokens(model, 9)]
 
     def difference() -> float:
-        packed = model(
-            input_ids=torch.cat([first, second], 1),
-            position_ids=torch.cat([torch.arange(6), torch.arange(9)])[None].to(model.device),
-            use_cache=False,
-        ).logits
-        alone = [model(input_ids=ids, use_cache=False).logits for ids in (first, second)]
-        return _relative_difference(packed, torch.cat(alone, 1))
+        alone = [model(input_ids=ids, use_cache=False).logits for ids in documents]
+        return _relative_difference(_packed_logits(model, documents), torch.cat(alone, 1))
 
     return _is_small(difference, model)
+
+
+def _switch_to_packed_attention(model: Any, longest: int) -> bool:
+    """Makes the model use it if that gives its own results, with documents of this length too."""
+    if model.device.type != "cpu" or not model._supports_attention_backend:
+        return False
+    documents = [_some_tokens(model, longest), _some_tokens(model, 9)]
+    own_attention = model.config._attn_implementation
+    expected = _packed_logits(model, documents)
+    model.set_attn_implementation(NAME)
+    lengths = [longest, 9]
+    if _is_small(lambda: _relative_difference(_packed_logits(model, documents, lengths=lengths), expected), model):
+        return True
+    model.set_attn_implementation(own_attention)
+    return False
+
+
+def _packed_logits(model: Any, documents: list[Tensor], **options: Any) -> Tensor:
+    positions = torch.cat([torch.arange(ids.shape[1], device=model.device) for ids in documents])[None]
+    logits: Tensor = model(input_ids=torch.cat(documents, 1), position_ids=positions, use_cache=False, **options).logits
+    return logits
 
 
 def _has_plain_head(model: Any) -> bool:

@@ -86,9 +86,11 @@ def _train(request: TrainingRequest, work: Workplace, directory: Path, began: fl
     work.watch.tick()
     adapted = attach_adapter(load_base(work.directory, device), request.params)
     work.watch.tick()
-    model = PackedModel(adapted)
     context_length = min(work.context_length or files.context_length, files.context_length)
-    rows, validation, shape = _arrange(documents, held_out, request.params, context_length, together=model.together)
+    length = _sequence_length(documents, request.params, context_length)
+    model = PackedModel(adapted, longest=length)
+    work.watch.tick()
+    rows, validation, shape = _arrange(documents, held_out, request.params, length, together=model.together)
     run = Run(
         run=_name_of(request, rows, shape),
         params=request.params,
@@ -173,16 +175,14 @@ def _read_documents(
     return split_off(documents, request.params.validation_split, request.params.seed)
 
 
-def _arrange(
-    documents: Sequence[Array],
-    held_out: Sequence[Array],
-    params: TrainingParams,
-    context_length: int,
-    *,
-    together: bool,
-) -> tuple[Rows, Rows | None, Shape]:
+def _sequence_length(documents: Sequence[Array], params: TrainingParams, context_length: int) -> int:
     longest = max(len(tokens) for tokens in documents) - 1
-    length = min(params.sequence_length or choose_sequence_length(longest, context_length), context_length)
+    return min(params.sequence_length or choose_sequence_length(longest, context_length), context_length)
+
+
+def _arrange(
+    documents: Sequence[Array], held_out: Sequence[Array], params: TrainingParams, length: int, *, together: bool
+) -> tuple[Rows, Rows | None, Shape]:
     rows = make_rows(documents, length, together=together)
     batch_size = params.batch_size or choose_batch_size(len(rows), length)
     shape = Shape(length, round_up(batch_size, params.num_workers), len(rows), params.epochs)

@@ -67,7 +67,7 @@ class AdapterTrainer(Trainer):
         self._step_seeded = -1
         self._metrics: dict[str, float] = {}
         workers = run.params.num_workers
-        self._items = list(orders(len(run.rows), run.params.seed, run.params.epochs))
+        self._items = list(orders(len(run.rows), run.params.seed, run.shape.epochs))
         tokens_of_row = (run.rows.labels != IGNORED).sum(1)
         self._tokens_up_to = np.concatenate([[0], tokens_of_row[self._items].cumsum()])
         self._late: deque[tuple[float, int, int]] = deque(maxlen=_STEPS_OF_LATE + 1)
