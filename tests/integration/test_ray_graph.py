@@ -142,6 +142,12 @@ async def test_requests_that_clients_cancel_leave_nothing_running(service: Servi
 def test_a_killed_replica_is_replaced_without_a_restart(service: Service, deployment: str) -> None:
     killed = service.replica(deployment)
     killed.kill()
+
+    def is_replaced() -> bool:
+        return [process.pid for process in service.replicas(deployment)] not in ([], [killed.pid])
+
+    # Serve takes it for healthy until it has noticed.
+    wait_until(is_replaced, timeout_s=120, what="another replica")
     wait_until(lambda: service.complete().status_code == 200, timeout_s=120, what="an answer after the kill")
     wait_until(lambda: service.healthy_deployments() == set(DEPLOYMENTS), timeout_s=120, what="all healthy again")
     assert service.replica(deployment).pid != killed.pid
