@@ -61,7 +61,7 @@ class TrainingFiles:
         self._blobs = blobs
         self._config = config
         self._now = now
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="training-files")
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="files")
 
     def close(self) -> None:
         """Waits for nothing that is still being read or written; nothing new can be asked for."""

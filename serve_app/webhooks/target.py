@@ -78,7 +78,9 @@ def _read(scheme: str, authority: str, target: str) -> Target:
     port = int(match["port"] or _DEFAULT_PORTS[scheme]) if match is not None else 0
     if not 1 <= port <= 65535:
         raise _invalid("must name a port between 1 and 65535")
-    return Target(scheme == "https", host, port, target if target.startswith("/") else f"/{target}")
+    path, _, query = target.partition("?")
+    path = path or "/"
+    return Target(scheme == "https", host, port, f"{path}?{query}" if query else path)
 
 
 def _check(target: Target, rules: AddressRules) -> None:

@@ -93,7 +93,7 @@ async def test_texts_are_not_kept_while_the_client_waits_for_the_training(sqlite
         await asyncio.sleep(0.2)
         gc.collect()
         assert not waiting.done()
-        bodies = [body for body in gc.get_objects() if isinstance(body, FineTuneBody)]
+        bodies = [body for body in gc.get_objects() if type(body) is FineTuneBody]
         assert [body for body in bodies if body.training_data == texts] == []
         await client.post(f"/v1/aitextgen/finetune/{jobs[0]['job_id']}/cancel")
         await waiting
