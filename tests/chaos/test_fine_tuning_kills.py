@@ -24,7 +24,7 @@ from tests.seaweedfs import SeaweedFS, running_seaweedfs
 from tests.webhook_subscriber import Subscriber, subscribed
 
 SEED = int(os.environ.get("TRITEXT_CHAOS_SEED", "1"))
-NUM_JOBS = int(os.environ.get("TRITEXT_CHAOS_JOBS", "8"))
+NUM_JOBS = int(os.environ.get("TRITEXT_CHAOS_JOBS", "5"))
 MODEL = "tiny"
 EVENTS = ("finetune.completed", "finetune.failed", "finetune.cancelled")
 WORKER = "FineTuneWorker"
