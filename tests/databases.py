@@ -180,6 +180,16 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same, one for all tests of a module."""
+    if request.param == "sqlite":
+        template: Path = request.getfixturevalue("sqlite_template")
+        return f"sqlite:///{shutil.copy(template, tmp_path_factory.mktemp('shared') / 'tritext.db')}"
+    server: PostgreSQLServer = request.getfixturevalue("postgresql_server")
+    return server.url_of(server.create_database(template=request.getfixturevalue("postgresql_template")))
+
+
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     async with open_database(database_url) as opened:

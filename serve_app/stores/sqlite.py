@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from serve_app.stores.backend import Failure
 MIN_VERSION = (3, 51, 3)
 """Before this version, two connections that write to a database in WAL mode at the same time could corrupt it."""
 
+_BUSY_TIMEOUT_S = 10
 _IS_WRITE = "tritext_write"
 _OPTIONS: Mapping[str, Any] = {"hide_parameters": True}  # they would stand in the text of errors, which is logged
 # Primary result codes, https://sqlite.org/rescode.html
@@ -89,13 +91,27 @@ def _on_connect(connection: Any, _record: object) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
-        "busy_timeout = 10000",  # milliseconds to wait for another process's write
-        "journal_mode = WAL",  # readers never wait for the writer
+        f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}",  # to wait for another process's write
         "synchronous = FULL",  # what is committed survives a power cut
         "foreign_keys = ON",
     ):
         cursor.execute(f"PRAGMA {pragma}")
+    _use_wal(cursor)
     cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Lets readers never wait for the writer. The mode stays with the file."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except Exception as error:
+            # SQLite's own timeout does not cover a file whose mode another connection changes at this moment.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _ROLLED_BACK_CODES or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
 
 
 def _on_begin(connection: Connection) -> None:

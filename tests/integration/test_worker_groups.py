@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import pytest
@@ -12,15 +13,18 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def found() -> Any:
     """What `worker_group_runs` tells."""
-    pytest.importorskip("ray.train", reason="Ray Train is not installed")
-    temporary = str(tmp_path_factory.mktemp("worker-groups"))
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": temporary}
-    environment.pop("RAY_ADDRESS", None)
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.integration.worker_group_runs"], env=environment, capture_output=True, text=True
-    )
+    # Not pytest's directory: the names of Ray's sockets would be longer than the 107 bytes that sockets may have.
+    with tempfile.TemporaryDirectory(prefix="workers-") as temporary:
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": temporary}
+        environment.pop("RAY_ADDRESS", None)
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.integration.worker_group_runs"],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(run.stdout.splitlines()[-1])
 

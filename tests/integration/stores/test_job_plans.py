@@ -1,7 +1,6 @@
 """What is asked of jobs again and again finds its rows by an index, however many jobs have ended."""
 
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
 import pytest
@@ -15,7 +14,7 @@ from serve_app.stores.job_queue import SqlJobQueue
 from serve_app.stores.jobs import SqlJobs
 from serve_app.stores.tables import accounts, files, job_checkpoints, job_events, jobs
 from serve_app.stores.training_files import SqlTrainingFiles
-from tests.databases import PostgreSQLServer, run_apart
+from tests.databases import run_apart
 from tests.fake_fine_tuner import progress
 from tests.integration.stores.plans import Plans, explain, recorded
 from tests.job_rows import make_job
@@ -27,22 +26,10 @@ NUM_OPEN = 20
 Query = Callable[[Database], Awaitable[object]]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def filled_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    if request.param == "sqlite":
-        template = request.getfixturevalue("sqlite_template")
-        url = f"sqlite:///{shutil.copy(template, tmp_path_factory.mktemp('filled') / 'tritext.db')}"
-    else:
-        server: PostgreSQLServer = request.getfixturevalue("postgresql_server")
-        url = server.url_of(server.create_database(template=request.getfixturevalue("postgresql_template")))
-    run_apart(fill(url))
-    return url
-
-
-@pytest.fixture
-async def filled(filled_url: str) -> AsyncIterator[Database]:
-    async with open_database(filled_url) as database:
-        yield database
+@pytest.fixture(scope="module")
+def filled_url(shared_database_url: str) -> str:
+    run_apart(fill(shared_database_url))
+    return shared_database_url
 
 
 async def fill(url: str) -> None:

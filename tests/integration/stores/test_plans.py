@@ -1,7 +1,6 @@
 """Hot queries find their rows by an index, on both databases, whatever else the tables hold."""
 
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from sqlalchemy import insert, text
@@ -31,7 +30,7 @@ from serve_app.use_cases.callers import Dialect
 from serve_app.use_cases.idempotency import KeptAnswer
 from serve_app.use_cases.key_records import KeyGrant
 from serve_app.use_cases.usage import LedgerLine, LedgerQuery, UsageGroup, UsageQuery
-from tests.databases import PostgreSQLServer, run_apart
+from tests.databases import run_apart
 from tests.integration.stores.plans import Plans, explain, recorded
 
 NUM_ACCOUNTS = 1000
@@ -42,23 +41,10 @@ LINE = LedgerLine("request-5000", "account-1", "key-1", Dialect.TOTALGPT, "m", 5
 Query = Callable[[Database], Awaitable[object]]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def filled_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    if request.param == "sqlite":
-        template = request.getfixturevalue("sqlite_template")
-        url = f"sqlite:///{shutil.copy(template, tmp_path_factory.mktemp('filled') / 'tritext.db')}"
-    else:
-        server: PostgreSQLServer = request.getfixturevalue("postgresql_server")
-        name = server.create_database(template=request.getfixturevalue("postgresql_template"))
-        url = server.url_of(name)
-    run_apart(fill(url))
-    return url
-
-
-@pytest.fixture
-async def filled(filled_url: str) -> AsyncIterator[Database]:
-    async with open_database(filled_url) as database:
-        yield database
+@pytest.fixture(scope="module")
+def filled_url(shared_database_url: str) -> str:
+    run_apart(fill(shared_database_url))
+    return shared_database_url
 
 
 async def fill(url: str) -> None:

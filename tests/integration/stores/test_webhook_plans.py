@@ -1,7 +1,6 @@
 """The queries of webhooks find their rows by an index, on both databases, whatever else the tables hold."""
 
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from sqlalchemy import insert, text
@@ -13,7 +12,7 @@ from serve_app.stores.webhook_queue import SqlOutbox
 from serve_app.stores.webhooks import SqlWebhooks
 from serve_app.webhooks.attempt import Attempt
 from serve_app.webhooks.event import EventType, WebhookEvent
-from tests.databases import PostgreSQLServer, run_apart
+from tests.databases import run_apart
 from tests.integration.stores.plans import Plans, explain, recorded
 
 NUM_ROWS = 8000
@@ -23,22 +22,10 @@ NUM_DUE = 20
 Query = Callable[[Database], Awaitable[object]]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def filled_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    if request.param == "sqlite":
-        template = request.getfixturevalue("sqlite_template")
-        url = f"sqlite:///{shutil.copy(template, tmp_path_factory.mktemp('filled') / 'tritext.db')}"
-    else:
-        server: PostgreSQLServer = request.getfixturevalue("postgresql_server")
-        url = server.url_of(server.create_database(template=request.getfixturevalue("postgresql_template")))
-    run_apart(fill(url))
-    return url
-
-
-@pytest.fixture
-async def filled(filled_url: str) -> AsyncIterator[Database]:
-    async with open_database(filled_url) as database:
-        yield database
+@pytest.fixture(scope="module")
+def filled_url(shared_database_url: str) -> str:
+    run_apart(fill(shared_database_url))
+    return shared_database_url
 
 
 async def fill(url: str) -> None:
