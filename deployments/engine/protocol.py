@@ -131,6 +131,10 @@ class Engine(Protocol):
         Raises InvalidParameter, ContextLengthExceeded, AdapterNotLoaded, Overloaded, EngineDead.
         """
 
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the device's memory is that of the host. Raises EngineDead."""
+
     def adapter_bytes(self, adapter: LoadedAdapter) -> int:
         """What it takes of the device once it is loaded. Raises InvalidAdapter where it does not fit the model,
         EngineDead."""

@@ -125,6 +125,10 @@ class TorchEngine:
         )
         return dataclasses.replace(stats, num_adapters=num_adapters, adapter_bytes=adapter_bytes, totals=totals)
 
+    @property
+    def is_on_host(self) -> bool:
+        return self._living_runner().device.type == "cpu"
+
     def adapter_bytes(self, adapter: LoadedAdapter) -> int:
         return self._living_runner().adapter_bytes(adapter)
 

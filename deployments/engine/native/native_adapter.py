@@ -7,7 +7,6 @@ of a pair is multiplied with the factors that made its input smaller; what it ad
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from deployments.engine.lora.peft_files import check_fits
 from deployments.engine.native.architecture import Architecture
 from deployments.engine.native.packing import GROUP
 from deployments.engine.native.weight_file import Array
-from deployments.engine.protocol import LoadedAdapter
+from deployments.engine.protocol import LoadedAdapter, LowRankPair
 from deployments.errors import InvalidAdapter
 from deployments.types import AdapterRef
 
@@ -41,6 +40,16 @@ class LowRank(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("a", "a_scales", "b", "b_scales")),
         ("ranks", ctypes.c_int32),
+    )
+
+
+class _PairToPack(ctypes.Structure):
+    """`PairToPack` of kernels/pack_lora.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("a", "smoothing", "b")),
+        *((name, ctypes.c_int32) for name in ("rank", "k", "n")),
+        *((name, ctypes.c_void_p) for name in ("packed_a", "a_scales", "packed_b", "b_scales")),
     )
 
 
@@ -83,49 +92,49 @@ def adapter_bytes(adapter: LoadedAdapter, architecture: Architecture) -> int:
     total = architecture.num_layers * len(TARGETS) * ctypes.sizeof(LowRank)
     for path, pair in adapter.pairs.items():
         _check_rank(pair.rank, path)
-        rank = _whole(pair.rank, _RANK_TILE)
-        size_in, size_out = _whole(pair.a.shape[1], GROUP), _whole(len(pair.b), GROUP)
-        # In the order of _packed.
-        parts = (rank * size_in, rank * size_in // GROUP * 4, rank * size_out, rank * 4)
-        total += sum(_whole(part, _LINE_BYTES) for part in parts)
+        total += sum(_whole(part, _LINE_BYTES) for part in _part_bytes(pair))
     return total
 
 
-def prepare_adapter(adapter: LoadedAdapter, architecture: Architecture, weights: Mapping[str, Array]) -> NativeAdapter:
+def prepare_adapter(
+    adapter: LoadedAdapter, architecture: Architecture, weights: Mapping[str, Array], kernels: ctypes.CDLL
+) -> NativeAdapter:
     """Raises InvalidAdapter where it does not fit the model.
 
-    weights: those of the prepared model, with the factors of their smoothing. Pure numpy: it runs beside the step
-    thread, and torch would start threads of its own here.
+    weights: those of the prepared model, with the factors of their smoothing. Runs beside the step thread, and holds
+    the interpreter only to say where everything lies.
     """
     check_fits(adapter, linears(architecture))
-    pieces: list[Array] = []
-    size = 0
-    offsets: dict[int, list[int]] = {}
+    size = sum(_whole(part, _LINE_BYTES) for pair in adapter.pairs.values() for part in _part_bytes(pair))
+    # One cache line more, since numpy aligns to less.
+    memory: Array = np.zeros(size + _LINE_BYTES, np.uint8)
+    first = -memory.ctypes.data % _LINE_BYTES
+    packed = memory[first : first + size]
+    parts = (LowRank * (architecture.num_layers * len(TARGETS)))()
+    pairs = (_PairToPack * len(adapter.pairs))()
+    place: int = packed.ctypes.data
+    paths: list[str] = []
     # In the order of a step, so that reading an adapter is one pass through memory.
     for layer in range(architecture.num_layers):
         for number, target in enumerate(TARGETS):
-            pair = adapter.pairs.get(_path(layer, target))
+            path = _path(layer, target)
+            pair = adapter.pairs.get(path)
             if pair is None:
                 continue
-            offsets[layer * len(TARGETS) + number] = places = []
-            smoothing = weights[f"layers.{layer}.{_INPUT_SMOOTHING[target]}"][: pair.a.shape[1]]
-            with np.errstate(over="ignore"):
-                a = pair.a * smoothing
-            for piece in _packed(a, pair.b, _path(layer, target)):
-                places.append(size)
-                pieces.append(piece)
-                size += len(piece)
-    # One cache line more, since numpy aligns to less.
-    memory = np.zeros(size + _LINE_BYTES, np.uint8)
-    first = -memory.ctypes.data % _LINE_BYTES
-    packed = memory[first : first + size]
-    if pieces:
-        np.concatenate(pieces, out=packed)
-    parts = (LowRank * (architecture.num_layers * len(TARGETS)))()
-    for index, places in offsets.items():
-        layer, number = divmod(index, len(TARGETS))
-        rank = adapter.pairs[_path(layer, TARGETS[number])].rank
-        parts[index] = LowRank(*(packed.ctypes.data + place for place in places), _whole(rank, _RANK_TILE))
+            _check_rank(pair.rank, path)
+            places = []
+            for part in _part_bytes(pair):
+                places.append(place)
+                place += _whole(part, _LINE_BYTES)
+            smoothing = weights[f"layers.{layer}.{_INPUT_SMOOTHING[target]}"]
+            shape = (pair.rank, pair.a.shape[1], len(pair.b))
+            pairs[len(paths)] = _PairToPack(
+                pair.a.ctypes.data, smoothing.ctypes.data, pair.b.ctypes.data, *shape, *places
+            )
+            parts[layer * len(TARGETS) + number] = LowRank(*places, _whole(pair.rank, _RANK_TILE))
+            paths.append(path)
+    if (too_large := kernels.tritext_pack_pairs(pairs, len(paths))) >= 0:
+        raise InvalidAdapter(f"{paths[too_large]}: the adapter's numbers are too large for this model")
     return NativeAdapter(adapter.ref, packed, parts)
 
 
@@ -133,17 +142,11 @@ def _path(layer: int, target: str) -> str:
     return f"model.layers.{layer}.{_PARENTS[target]}.{target}"
 
 
-def _packed(a: Array, b: Array, path: str) -> list[Array]:
-    """a [rank, in] and its scales, b [out, rank] and its scales as bytes, each in whole cache lines."""
-    _check_rank(len(a), path)
-    a_values, a_scales = _quantized(_whole_tiles(a), GROUP)
-    b_values, b_scales = _quantized(_whole_tiles(b.T), None)
-    if not (np.isfinite(a_scales).all() and np.isfinite(b_scales).all()):
-        raise InvalidAdapter(f"{path}: the adapter's numbers are too large for this model")
-    a_tiles = a_values.reshape(-1, _RANK_TILE, a_values.shape[1] // 8, 8).transpose(0, 2, 1, 3)
-    a_tile_scales = a_scales.reshape(-1, _RANK_TILE, a_scales.shape[1]).transpose(0, 2, 1)
-    b_tiles = b_values.reshape(-1, 4, b_values.shape[1] // GROUP, GROUP).transpose(2, 0, 3, 1)
-    return [_lines(part) for part in (a_tiles, a_tile_scales, b_tiles, b_scales)]
+def _part_bytes(pair: LowRankPair) -> tuple[int, int, int, int]:
+    """Of A, its scales, B and its scales."""
+    rank = _whole(pair.rank, _RANK_TILE)
+    size_in, size_out = _whole(pair.a.shape[1], GROUP), _whole(len(pair.b), GROUP)
+    return rank * size_in, rank * size_in // GROUP * 4, rank * size_out, rank * 4
 
 
 def _check_rank(rank: int, path: str) -> None:
@@ -153,27 +156,3 @@ def _check_rank(rank: int, path: str) -> None:
 
 def _whole(number: int, unit: int) -> int:
     return number + -number % unit
-
-
-def _whole_tiles(matrix: Array) -> Array:
-    """[rank, n] with as many zeros as are missing to whole tiles and groups."""
-    rank, n = matrix.shape
-    whole = np.zeros((_whole(rank, _RANK_TILE), _whole(n, GROUP)), np.float32)
-    whole[:rank, :n] = matrix
-    return whole
-
-
-def _quantized(matrix: Array, group: int | None) -> tuple[Array, Array]:
-    """[rank, n] to bytes plus 128 [rank, n] and float32 scales for each group of a row, or each row."""
-    grouped = matrix.reshape(len(matrix), -1, group or matrix.shape[1])
-    scales = (np.abs(grouped).max(2) / np.float32(127)).astype(np.float32)
-    divisor = np.maximum(scales, np.finfo(np.float32).tiny)[:, :, None]
-    with np.errstate(invalid="ignore"):
-        values = (np.rint(grouped / divisor) + 128).astype(np.uint8)
-    return values.reshape(matrix.shape), scales
-
-
-def _lines(array: np.ndarray[Any, Any]) -> Array:
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    missing = -len(flat) % _LINE_BYTES
-    return np.concatenate((flat, np.zeros(missing, np.uint8))) if missing else flat

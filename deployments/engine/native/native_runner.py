@@ -135,7 +135,7 @@ class NativeRunner:
 
     def prepare_adapter(self, adapter: LoadedAdapter) -> NativeAdapter:
         """Raises InvalidAdapter where it does not fit the model."""
-        return prepare_adapter(adapter, self._architecture, self._weights)
+        return prepare_adapter(adapter, self._architecture, self._weights, self._kernels)
 
     def release(self, sequence: Sequence) -> None:
         """Nothing to do: the blocks of the cache are the block manager's."""
@@ -179,6 +179,9 @@ def _check_sizes(weights: Mapping[str, Array], architecture: Architecture) -> No
         "gate_up": 2 * packed_bytes(a.intermediate_size, hidden),
         "down": packed_bytes(a.hidden_size, a.intermediate_size),
         **({"qkv_bias": 4 * a.qkv_size} if a.qkv_bias else {}),
+        **dict.fromkeys(("qkv_smoothing", "gate_up_smoothing"), 4 * a.hidden_size),
+        "output_smoothing": 4 * a.attention_size,
+        "down_smoothing": 4 * a.intermediate_size,
     }
     sizes = {
         "embedding": 2 * a.vocab_size * hidden,

@@ -13,7 +13,7 @@ from deployments.adapters.cache import AdapterCache
 from deployments.adapters.memory import AdapterMemory
 from deployments.config import AdapterCacheConfig
 from deployments.engine.protocol import LoadedAdapter
-from deployments.errors import CorruptObject, EngineDead, InvalidAdapter, Overloaded
+from deployments.errors import CorruptObject, EngineDead, InvalidAdapter, ObjectStoreError, Overloaded
 from deployments.types import AdapterRef
 from tests.unit.engine.adapters import make_adapter
 
@@ -30,7 +30,8 @@ def ref(name: str) -> AdapterRef:
 class FakeEngine:
     """Takes a few turns of the event loop for everything; `num_bytes` is what its device holds at any moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_on_host: bool = False) -> None:
+        self.is_on_host = is_on_host
         self.loaded: dict[str, int] = {}
         self.num_loads: Counter[str] = Counter()
         self.refuses: set[str] = set()
@@ -77,11 +78,16 @@ class Reader:
 
 
 def make_cache(
-    *, on_device: int = 2, in_memory: int = 100, room_wait_s: float = 5.0
+    *,
+    on_device: int = 2,
+    in_memory: int = 100,
+    is_on_host: bool = False,
+    load_wait_s: float = 60.0,
+    room_wait_s: float = 5.0,
 ) -> tuple[AdapterCache, FakeEngine, Reader]:
-    engine, reader = FakeEngine(), Reader()
+    engine, reader = FakeEngine(is_on_host=is_on_host), Reader()
     config = AdapterCacheConfig(device_bytes=on_device * ON_DEVICE, host_bytes=in_memory * BYTES)
-    return AdapterCache(engine, reader, config, room_wait_s=room_wait_s), engine, reader
+    return AdapterCache(engine, reader, config, load_wait_s=load_wait_s, room_wait_s=room_wait_s), engine, reader
 
 
 async def use(cache: AdapterCache, name: str) -> None:
@@ -291,6 +297,24 @@ async def test_what_is_larger_than_the_memory_pushes_nothing_out_of_it() -> None
     for name in ("a", "large", "a"):
         await use(cache, name)
     assert reader.num_reads == {"a": 1, "large": 1}
+
+
+async def test_where_the_host_is_the_device_nothing_is_kept_twice() -> None:
+    cache, engine, reader = make_cache(on_device=2, is_on_host=True)
+    for name in ("a", "b", "a", "c", "b"):  # `c` pushes `b` out
+        await use(cache, name)
+    assert reader.num_reads == engine.num_loads == {"a": 1, "b": 2, "c": 1}
+
+
+async def test_who_waits_too_long_is_told_so_and_the_load_goes_on() -> None:
+    cache, engine, reader = make_cache(load_wait_s=0.01)
+    reader.gate.clear()
+    with pytest.raises(ObjectStoreError, match="in time"):
+        await use(cache, "a")
+    reader.gate.set()
+    await until(lambda: "a" in engine.loaded)
+    await use(cache, "a")
+    assert reader.num_reads == {"a": 1}
 
 
 ADAPTERS = {"a": 1, "b": 1, "c": 1, "d": 2, "e": 3, "bad": 1, "huge": 4}

@@ -82,7 +82,9 @@ def answers(requests: list[Request], *, num_seen: int, num_blocks: int = 200, **
             for delta in deltas:
                 given = given_to[group, delta.index]
                 given += zip(delta.token_ids, delta.logprobs or [None] * len(delta.token_ids), strict=True)
-                given += [part for part in (delta.prompt_logprobs, delta.finish_reason, delta.stop_token_id) if part]
+                given += [part for part in (delta.finish_reason, delta.stop_token_id) if part]
+                if delta.prompt_logprobs:
+                    given.insert(0, delta.prompt_logprobs)  # they come with the first token, however many are with it
         for group, error in result.failed.items():
             given_to[group, -1].append(repr(error))
     raise AssertionError("the engine did not come to an end")
