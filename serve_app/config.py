@@ -16,12 +16,14 @@ from deployments.model_source import default_home
 
 
 class HttpConfig(Settings):
-    """Bounds of the HTTP side. request_deadline_s: the longest that one answer may take. max_kept_answer_bytes: an
-    answer that is longer is not kept for its Idempotency-Key."""
+    """Bounds of the HTTP side. request_deadline_s: the longest that one answer may take. stream_keep_alive_s: how long
+    a stream may be silent before it says that it lives; less than proxies wait. max_kept_answer_bytes: an answer that
+    is longer is not kept for its Idempotency-Key."""
 
     max_body_bytes: PositiveInt = 1024 * 1024
     max_json_depth: PositiveInt = 32
     request_deadline_s: PositiveFloat = 600.0
+    stream_keep_alive_s: PositiveFloat = 10.0
     max_kept_answer_bytes: PositiveInt = 4 * 1024 * 1024
 
 

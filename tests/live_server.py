@@ -89,6 +89,10 @@ class RawClient:
             chunks.append(chunk)
         return chunks
 
+    async def read_whole_body(self, headers: Mapping[str, str]) -> bytes:
+        """A body that is not chunked."""
+        return await self._reader.readexactly(int(headers["content-length"]))
+
     async def close(self) -> None:
         self._writer.close()
         await self._writer.wait_closed()

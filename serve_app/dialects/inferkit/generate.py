@@ -205,6 +205,9 @@ def add_routes(routes: APIRouter, services: Services) -> None:
                 media_type=NDJSON,
                 error_framing=error_as_ndjson,
                 deadline_s=http.request_deadline_s,
+                # Not an empty line: some clients parse whatever one read gives them.
+                keep_alive=encoder.piece("") + b"\n",
+                keep_alive_s=http.stream_keep_alive_s,
             )
         answers = await run_while_connected(
             request, services.generation.generate(command), deadline_s=http.request_deadline_s

@@ -151,8 +151,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         call = await read_call(request, services, request.path_params.get("model"))
         fields = parse_chat(call.body, services.config.totalgpt)
         completion = ChatCompletion(services, call, fields)
-        deadline_s = services.config.http.request_deadline_s
-        return await respond(request, completion, stream=fields.stream, deadline_s=deadline_s)
+        return await respond(request, completion, services.config.http, stream=fields.stream)
 
     document = documented(
         "Create a chat completion",

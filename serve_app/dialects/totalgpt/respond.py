@@ -6,6 +6,7 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve_app.config import HttpConfig
 from serve_app.dialects.totalgpt import sse
 from serve_app.http.disconnect import run_while_connected
 from serve_app.http.error_response import error_as_sse
@@ -22,11 +23,17 @@ class Completion(Protocol):
         """The answer in events, the end mark included."""
 
 
-async def respond(request: Request, completion: Completion, *, stream: bool, deadline_s: float) -> Response:
+async def respond(request: Request, completion: Completion, http: HttpConfig, *, stream: bool) -> Response:
     """Raises what the completion raises before there is anything to send."""
     if not stream:
-        answer = await run_while_connected(request, completion.answer(), deadline_s=deadline_s)
+        answer = await run_while_connected(request, completion.answer(), deadline_s=http.request_deadline_s)
         return Response(answer, media_type="application/json")
     return await stream_response(
-        request, completion.events(), media_type=sse.MEDIA_TYPE, error_framing=error_as_sse, deadline_s=deadline_s
+        request,
+        completion.events(),
+        media_type=sse.MEDIA_TYPE,
+        error_framing=error_as_sse,
+        deadline_s=http.request_deadline_s,
+        keep_alive=sse.KEEP_ALIVE,
+        keep_alive_s=http.stream_keep_alive_s,
     )

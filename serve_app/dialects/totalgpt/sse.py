@@ -6,6 +6,8 @@ from serve_app.http.json_text import to_json
 
 MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment, which every parser of server-sent events skips."""
 
 
 def event(payload: dict[str, Any]) -> bytes:

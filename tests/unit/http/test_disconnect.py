@@ -5,12 +5,15 @@ from collections.abc import AsyncGenerator
 
 import pytest
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import Message
 
 from deployments.errors import DeadlineExceeded, GenerationFailed, Overloaded
 from serve_app.http.disconnect import run_while_connected
 from serve_app.http.error_response import error_as_ndjson
 from serve_app.http.streaming import stream_response
+
+SIGN = b": alive"
 
 
 class Client:
@@ -99,16 +102,25 @@ async def test_work_cancelled_from_inside_is_an_error_like_others() -> None:
 
 
 class Chunks:
-    """An async generator that tells when it was closed."""
+    """An async generator that tells when it was closed. may_begin: what its first chunk waits for."""
 
-    def __init__(self, *chunks: bytes, error: Exception | None = None, hang: bool = False) -> None:
+    def __init__(
+        self,
+        *chunks: bytes,
+        error: Exception | None = None,
+        hang: bool = False,
+        may_begin: asyncio.Event | None = None,
+    ) -> None:
         self._chunks = chunks
         self._error = error
         self._hang = hang
+        self._may_begin = may_begin
         self.is_closed = False
 
     async def iterate(self) -> AsyncGenerator[bytes, None]:
         try:
+            if self._may_begin is not None:
+                await self._may_begin.wait()
             for chunk in self._chunks:
                 yield chunk
             if self._error is not None:
@@ -119,15 +131,18 @@ class Chunks:
             self.is_closed = True
 
 
-async def stream(client: Client, chunks: Chunks, *, deadline_s: float = 10) -> None:
+async def stream(client: Client, chunks: Chunks, *, deadline_s: float = 10, keep_alive_s: float = 10) -> Response:
     response = await stream_response(
         client.request,
         chunks.iterate(),
         media_type="text/plain",
         error_framing=error_as_ndjson,
         deadline_s=deadline_s,
+        keep_alive=SIGN,
+        keep_alive_s=keep_alive_s,
     )
     await response(client.request.scope, client.request.receive, client.send)
+    return response
 
 
 async def test_stream_sends_each_chunk_on_its_own() -> None:
@@ -161,6 +176,76 @@ async def test_late_stream_ends_with_an_error() -> None:
     client, chunks = Client(), Chunks(b"a", hang=True)
     await stream(client, chunks, deadline_s=0.05)
     assert b"deadline_exceeded" in client.chunks[1]
+    assert chunks.is_closed
+
+
+class WaitingClient(Client):
+    """Lets the first chunk come after the second sign of life."""
+
+    def __init__(self, may_begin: asyncio.Event) -> None:
+        super().__init__()
+        self._may_begin = may_begin
+
+    async def send(self, message: Message) -> None:
+        await super().send(message)
+        if self.chunks == [SIGN, SIGN]:
+            self._may_begin.set()
+
+
+async def test_stream_that_waits_begins_and_says_that_it_lives() -> None:
+    may_begin = asyncio.Event()
+    client, chunks = WaitingClient(may_begin), Chunks(b"a", b"b", may_begin=may_begin)
+    response = await stream(client, chunks, keep_alive_s=0.01)
+    assert [message.get("status") for message in client.sent][:2] == [200, None]
+    assert [chunk for chunk in client.chunks if chunk != SIGN] == [b"a", b"b", b""]
+    assert client.chunks[:2] == [SIGN, SIGN]
+    assert client.chunks[-1] == b""
+    assert response.status_code == 200
+    assert chunks.is_closed
+
+
+async def test_silence_in_the_middle_of_a_stream_is_filled() -> None:
+    client, chunks = Client(), Chunks(b"a", hang=True)
+
+    async def leave_after_two_signs(message: Message) -> None:
+        client.sent.append(message)
+        if client.chunks == [b"a", SIGN, SIGN]:
+            client.gone.set()
+
+    client.send = leave_after_two_signs  # type: ignore[method-assign]
+    await stream(client, chunks, keep_alive_s=0.01)
+    assert client.chunks[:3] == [b"a", SIGN, SIGN]
+    assert chunks.is_closed
+
+
+async def test_refusal_after_a_sign_of_life_is_an_event_and_keeps_its_status_for_us() -> None:
+    may_begin = asyncio.Event()
+    client, chunks = WaitingClient(may_begin), Chunks(error=Overloaded("no replica"), may_begin=may_begin)
+    response = await stream(client, chunks, keep_alive_s=0.01)
+    assert client.sent[0]["status"] == 200
+    assert [chunk for chunk in client.chunks if chunk != SIGN] == [error_as_ndjson(Overloaded("no replica"), "id"), b""]
+    assert response.status_code == 503
+    assert chunks.is_closed
+
+
+async def test_deadline_after_a_sign_of_life_is_an_event() -> None:
+    client, chunks = Client(), Chunks(hang=True)
+    await stream(client, chunks, keep_alive_s=0.01, deadline_s=0.05)
+    assert client.chunks[0] == SIGN
+    assert b"deadline_exceeded" in client.chunks[-2]
+    assert chunks.is_closed
+
+
+async def test_client_that_goes_away_while_a_stream_waits_closes_it() -> None:
+    client, chunks = Client(), Chunks(hang=True)
+
+    async def leave(message: Message) -> None:
+        client.sent.append(message)
+        if client.chunks == [SIGN]:
+            client.gone.set()
+
+    client.send = leave  # type: ignore[method-assign]
+    await stream(client, chunks, keep_alive_s=0.01)
     assert chunks.is_closed
 
 
