@@ -17,14 +17,11 @@ from deployments.training import BEAT_S, Alive, TrainingEvent, TrainingRequest
 
 logger = logging.getLogger(__name__)
 
-STALL_S = 300.0
-"""How long a training may take over one piece of its work (part of a step, the model's loading) and count as alive."""
-
 
 class FineTunerNode:
     """Implements `deployments.graph.FineTuner`.
 
-    While nothing else is to be told it says `Alive`, unless its training has not got on for `stall_s` seconds: one that
+    While nothing else is to be told it says `Alive`, unless its training has not got on for `trainer.stall_s`: one that
     hangs is silent. Closing the iterator stops the training at its next part of a step, and waits for that.
     """
 
@@ -34,7 +31,6 @@ class FineTunerNode:
         home: Path | None = None,
         *,
         artifacts: ArtifactStore | None = None,
-        stall_s: float = STALL_S,
         beat_s: float = BEAT_S / 2,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -42,7 +38,6 @@ class FineTunerNode:
         self._config = config
         self._home = home or default_home()
         self._artifacts = artifacts or open_artifacts(config.checkpoints, self._home)
-        self._stall_s = stall_s
         self._beat_s = beat_s
         self._clock = clock
 
@@ -51,7 +46,7 @@ class FineTunerNode:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[TrainingEvent | None] = asyncio.Queue()
         ended: asyncio.Future[BaseException | None] = loop.create_future()
-        watch = Watch(stall_s=self._stall_s, clock=self._clock)
+        watch = Watch(stall_s=self._config.trainer.stall_s, clock=self._clock)
 
         def emit(event: TrainingEvent) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)

@@ -1,6 +1,6 @@
 """Fine-tuning jobs of accounts in SQL."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -47,6 +47,11 @@ class SqlJobs:
     async def get(self, account: str, job_id: str) -> Job:
         async with self._database.read() as connection:
             return await _read(connection, account, job_id)
+
+    async def ended(self, job_ids: Collection[str]) -> Collection[str]:
+        statement = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.finished_at.is_not(None))
+        async with self._database.read() as connection:
+            return (await connection.execute(statement)).scalars().all()
 
     async def list(self, account: str, *, after: str | None, limit: int, metadata: Mapping[str, str]) -> Sequence[Job]:
         statement = select(jobs).where(owned_by(jobs, account)).limit(limit)

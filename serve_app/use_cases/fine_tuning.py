@@ -16,12 +16,13 @@ from serve_app.jobs.ids import derived_id, new_id
 from serve_app.jobs.job import Job, JobCheckpoint, JobEvent, TrainingFile
 from serve_app.jobs.transitions import Change
 from serve_app.use_cases.idempotency import KEPT_FOR_S
+from serve_app.use_cases.job_ends import EndedJobs, JobEnds
 from serve_app.use_cases.models import ModelCatalog
 from serve_app.use_cases.token_counts import count_tokens
 from serve_app.use_cases.training_files import TrainingFiles
 
-_FIRST_LOOK_S, _LOOK_S = 0.1, 0.5
-"""How soon, and how often at last, a waiting call looks whether its job has ended."""
+_RETRY_S = 0.5
+"""Between two tries of a waiting call to read its job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +46,8 @@ class FineTuneCommand:
     once: bytes | None = None
 
 
-class JobStore(Protocol):
-    """The jobs of all accounts. Every method but `add` narrows to one; what is not its own is not there."""
+class JobStore(EndedJobs, Protocol):
+    """The jobs of all accounts. Every method but `add` and `ended` narrows to one; what is not its own is not there."""
 
     async def add(self, change: Change, *, most_queued: int) -> bool:
         """A new job, with what belongs to it. False, and nothing changes, where there is one with its id.
@@ -89,6 +90,7 @@ class FineTuning:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._jobs = jobs
+        self._ends = JobEnds(jobs)
         self._files = files
         self._models = models
         self._tokenizer = tokenizer
@@ -200,17 +202,17 @@ class FineTuning:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        pause_s = _FIRST_LOOK_S
         while True:
+            rest_s = pause_s = max(0.0, deadline - loop.time())
             try:
                 job = await self._jobs.get(account, job_id)
-                if job.status.is_final or loop.time() >= deadline:
+                if job.status.is_final or not rest_s:
                     return job
             except StorageError:
-                if loop.time() >= deadline:
+                if not rest_s:
                     raise
-            await asyncio.sleep(max(0.0, min(pause_s, deadline - loop.time())))
-            pause_s = min(2 * pause_s, _LOOK_S)
+                pause_s = min(_RETRY_S, rest_s)
+            await self._ends.wait(job_id, timeout_s=pause_s)
 
     async def _named(self, account: str, once: bytes) -> tuple[str, Job | None]:
         """The id of the job of this name, and the job if there is one that is not too old."""

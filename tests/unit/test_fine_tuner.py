@@ -38,10 +38,9 @@ def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeNode:
         source = tmp_path / "model"
         if not source.exists():
             make_tiny_model(source)
-        config = GraphConfig(
-            models=(ModelConfig(id="tiny", source=str(source)),), trainer=TrainerConfig(num_threads=1, niceness=0)
-        )
-        return FineTunerNode(config, tmp_path, stall_s=stall_s, beat_s=0.01)
+        trainer = TrainerConfig(num_threads=1, niceness=0, stall_s=stall_s)
+        config = GraphConfig(models=(ModelConfig(id="tiny", source=str(source)),), trainer=trainer)
+        return FineTunerNode(config, tmp_path, beat_s=0.01)
 
     return make
 
@@ -92,7 +91,7 @@ async def test_one_that_hangs_is_silent_and_heard_again_when_it_gets_on(make_nod
         go_on.wait()
         place.emit(FINISHED)
 
-    async with aclosing(make_node(work, stall_s=0.0).train(REQUEST)) as events:
+    async with aclosing(make_node(work, stall_s=1e-9).train(REQUEST)) as events:
         following = asyncio.ensure_future(anext(events))
         done, _ = await asyncio.wait({following}, timeout=0.1)
         assert not done

@@ -121,6 +121,7 @@ QUERIES: dict[str, Query] = {
     "the jobs of an account": lambda database: SqlJobs(database).list(
         "account-7", after="job-3007", limit=10, metadata={}
     ),
+    "which of some have ended": lambda database: SqlJobs(database).ended(["job-7", "job-3007"]),
     "a job": lambda database: SqlJobs(database).get("account-7", "job-7"),
     "the events of a job": lambda database: SqlJobs(database).events("account-1", "job-1", after=10**6, limit=10),
     "the checkpoints of a job": lambda database: SqlJobs(database).checkpoints(

@@ -65,6 +65,17 @@ async def test_job_is_not_there_for_another_account(database: Database, jobs: Sq
     assert (await jobs.get(job.account, job.id)).status is JobStatus.QUEUED
 
 
+async def test_those_that_have_ended_are_told_of_whosever_they_are(database: Database, jobs: SqlJobs) -> None:
+    ids = []
+    for number in range(3):
+        job = await add_job(database, account=f"account-{number}")
+        ids.append(job.id)
+        if number:
+            await jobs.change(job.account, job.id, lambda job: transitions.cancelled(job, AT))
+    assert set(await jobs.ended([*ids[:2], "unknown"])) == {ids[1]}
+    assert await jobs.ended([]) == []
+
+
 async def test_list_is_newest_first_in_pages(database: Database, jobs: SqlJobs) -> None:
     first, second, third = [await add_job(database, created_at=AT + number // 2) for number in range(3)]
     page = await jobs.list("account", after=None, limit=2, metadata={})
