@@ -17,7 +17,7 @@ PROGRESS := | sed -unE 's/^ *(Downloading|Using cached) ([^ ]*) ?(.*)/  \2 \3/p'
 OR_FAIL := || { echo "make: the packages could not be installed; above stands why (is the package index reachable?)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test chaos check soak bench compare peers format lock clean
+.PHONY: help install install-dev serve test chaos check soak soak-service bench compare peers format lock clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -42,6 +42,9 @@ check: $(VENV)/dev.stamp ## format, lint, types and import rules
 
 soak: $(VENV)/dev.stamp ## ten thousand random requests with cancels through the engine: exact, nothing left, no growth
 	HF_HUB_OFFLINE=1 $(BIN)/python -m load_tests.soak
+
+soak-service: $(VENV)/dev.stamp ## an hour of mixed load on the whole service: flat, nothing open, every answer right; to docs/benchmarks/soak (OUT=)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m load_tests.service_soak --out $(or $(OUT),docs/benchmarks/soak) $(SOAK_ARGS)
 
 bench: $(VENV)/dev.stamp ## measure the service and its engine alone; tables and plots go to docs/benchmarks/bench (OUT=)
 	$(BIN)/python -m load_tests.bench tritext engine --out $(or $(OUT),docs/benchmarks/bench) $(BENCH_ARGS)

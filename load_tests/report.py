@@ -16,7 +16,7 @@ from load_tests.tables import make_tables
 RAW_NAME = "raw.jsonl"
 
 # Text stays text, and no random or dated part gets in: the same records make the same file.
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tritext",
     "font.size": 9,
@@ -29,9 +29,9 @@ def write_report(directory: Path) -> None:
     """tables.md, tokens-per-second.svg and first-token.svg beside the raw records. Raises ValueError without a cell."""
     records = read(directory / RAW_NAME)
     (directory / "tables.md").write_text(make_tables(records), encoding="utf-8")
-    with matplotlib.rc_context(_STYLE):
-        _save(_plot_throughput(records), directory / "tokens-per-second.svg")
-        _save(_plot_first_token(records), directory / "first-token.svg")
+    with matplotlib.rc_context(STYLE):
+        save(_plot_throughput(records), directory / "tokens-per-second.svg")
+        save(_plot_first_token(records), directory / "first-token.svg")
 
 
 def _plot_throughput(records: Sequence[Record]) -> Figure:
@@ -78,7 +78,7 @@ def _concurrencies(cells: dict[str, dict[int, CellFigures]]) -> list[int]:
     return sorted({number for figures in cells.values() for number in figures})
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None, "Creator": None})
     # Trailing blanks, which matplotlib leaves on many lines, are noise to version control.
     path.write_text(re.sub(r"[ \t]+\n", "\n", path.read_text(encoding="utf-8")), encoding="utf-8")
