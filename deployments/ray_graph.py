@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 TOKENIZER = "Tokenizer"
 
-# Bounds the calls that wait in one caller's process for a replica with room; more are refused as an overload.
-_MAX_QUEUED_CALLS = 1024
+# Bounds the calls that wait in one caller's process for a replica with room; more are refused as an overload. Half of
+# what an ingress takes: those who wait for a model that cannot be woken must not keep out those of the others.
+_MAX_QUEUED_CALLS = 512
 _MAX_ONGOING_ENCODINGS = 64
 _REPLICA_LOST_RETRY_S = 1.0
 _REPORT_S = 1.0

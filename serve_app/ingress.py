@@ -171,5 +171,8 @@ async def is_ready() -> bool:
 
 
 def can_answer(deployment: DeploymentStatusOverview) -> bool:
-    """A running replica, or as many as are wanted: a deployment that was scaled to zero wakes on a call."""
-    return bool(deployment.replica_states.get("RUNNING", 0) > 0 or deployment.status == "HEALTHY")
+    """A running replica, or one that comes on a call: a deployment that sleeps is healthy, one that wakes upscales.
+
+    Were a waking model not ready, load balancers would take the whole service out for as long as that lasts.
+    """
+    return bool(deployment.replica_states.get("RUNNING", 0) > 0 or deployment.status in ("HEALTHY", "UPSCALING"))

@@ -29,15 +29,19 @@ GENERATOR = f"Generator-{MODEL}"
 LOCAL_CONFIG = Path(__file__).parents[2] / "infra/serve/local.yaml"
 
 _COMMAND = "from serve_app.cli import main; main()"
-_STATS = f"""
-import asyncio, dataclasses, json, ray
-ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-from ray import serve
+_ASK_ENGINE = f"""
+import asyncio, dataclasses
 async def ask():
     handle = serve.get_deployment_handle({GENERATOR!r}, "tritext").options(method_name="stats", stream=True)
-    return [stats async for stats in handle.remote()]
-[stats] = asyncio.run(ask())
-print(json.dumps(dataclasses.asdict(stats)))
+    return [dataclasses.asdict(stats) async for stats in handle.remote()]
+[answer] = asyncio.run(ask())
+"""
+_IN_CLUSTER = """
+import json, ray
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+from ray import serve
+{0}
+print(json.dumps(answer))
 """
 
 
@@ -119,11 +123,23 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """What the printed command `serve status` says of the application."""
-        [command] = re.findall(r"^Deployments: (.*)$", self.output, re.MULTILINE)
-        words = shlex.split(command)
-        variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
-        found = subprocess.run(words[len(variables) :], env=os.environ | variables, capture_output=True, text=True)
+        found = self._serve("status")
         return yaml.safe_load(found.stdout)["applications"]["tritext"] if found.returncode == 0 else {}
+
+    def deploy(self, config: Path) -> None:
+        """Rolls out another configuration, as an operator does: by `serve deploy`."""
+        done = self._serve("deploy", str(config))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _serve(self, command: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Ray Serve's command line, called as the start prints it."""
+        [printed] = re.findall(r"^Deployments: (.*)$", self.output, re.MULTILINE)
+        words = shlex.split(printed)
+        variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+        program, _, *options = words[len(variables) :]
+        return subprocess.run(
+            [program, command, *options, *arguments], env=os.environ | variables, capture_output=True, text=True
+        )
 
     def healthy_deployments(self) -> set[str]:
         deployments = self.status().get("deployments", {})
@@ -158,16 +174,25 @@ class Service:
 
     def engine_stats(self) -> dict[str, Any]:
         """The statistics of the generator's engine, asked over a handle."""
+        return dict(self._ask(_ASK_ENGINE))
+
+    def free_cpus(self) -> float:
+        """What of the cluster's CPUs no replica has reserved."""
+        return float(self._ask('answer = ray.available_resources().get("CPU", 0)'))
+
+    def _ask(self, script: str) -> Any:
+        """What a script that runs in the cluster leaves in `answer`."""
         raylet = next(process for process in self.processes() if process.name() == "raylet")
         variables = _environment(raylet)
         del variables[MARKER]
         [variables["RAY_ADDRESS"]] = (
             word.removeprefix("--gcs-address=") for word in raylet.cmdline() if word.startswith("--gcs-address=")
         )
+        script = _IN_CLUSTER.format(script)
         found = subprocess.run(
-            [sys.executable, "-c", _STATS], env=variables, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script], env=variables, capture_output=True, text=True, check=True
         )
-        return dict(json.loads(found.stdout.splitlines()[-1]))
+        return json.loads(found.stdout.splitlines()[-1])
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(number)

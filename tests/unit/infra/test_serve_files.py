@@ -24,7 +24,7 @@ from serve_app.launcher.serve_file import read_serve_file
 from tests.unit.infra.files import deployments
 
 FILES = sorted((INFRA / "serve").glob("*.yaml"))
-GPU, CLUSTER = INFRA / "serve/gpu.yaml", INFRA / "serve/cluster.yaml"
+LOCAL, GPU, CLUSTER = (INFRA / "serve" / name for name in ("local.yaml", "gpu.yaml", "cluster.yaml"))
 
 every_file = pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
 
@@ -93,6 +93,18 @@ def test_a_cluster_has_no_single_replica_at_the_front_and_starts_new_ones_before
     assert found[DISPATCHER]["num_replicas"] == 2
     assert all(found[name]["autoscaling_config"]["min_replicas"] >= 2 for name in (INGRESS, TOKENIZER))
     assert all(each["max_surge_percent"] > 0 for each in found.values())
+
+
+def test_one_machine_of_two_cores_holds_the_replicas_of_an_update() -> None:
+    """New ones beside old ones, of everything that requests wait for."""
+    found = deployments(LOCAL)
+    assert {name for name, each in found.items() if each.get("max_surge_percent") == 100} == found.keys() - {DISPATCHER}
+    most = {name: each.get("autoscaling_config", {}).get("min_replicas", 1) for name, each in found.items()}
+    reserved = sum(
+        each["ray_actor_options"]["num_cpus"] * most[name] * (1 + each.get("max_surge_percent", 0) / 100)
+        for name, each in found.items()
+    )
+    assert reserved <= 2
 
 
 def test_a_request_waits_for_a_machine_to_start_but_not_beyond_its_deadline() -> None:
