@@ -1,34 +1,17 @@
 """The dispatcher deployment on a real Ray Serve: jobs end, and no worker is left behind, whatever is killed."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.integration.scenarios import outcomes
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def came_to(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each scenario of `dispatcher_runs` came to."""
-    home: Path = tmp_path_factory.mktemp("dispatcher")
-    environment = {
-        **os.environ,
-        "TRITEXT_HOME": str(home),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.dispatcher_runs"], env=environment, capture_output=True, text=True
-    )
-    found = [line for line in done.stdout.splitlines() if line.startswith('{"quick"')]
-    assert found, done.stdout + done.stderr
-    return dict(json.loads(found[-1]))
+def came_to() -> dict[str, Any]:
+    return outcomes("dispatcher_runs")
 
 
 def test_nudged_dispatcher_starts_a_job_before_it_would_have_looked(came_to: dict[str, Any]) -> None:

@@ -1,34 +1,17 @@
 """A generator on a real Ray Serve and a real S3 server: adapters come when requests need them, whatever is killed."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.integration.scenarios import outcomes
 
 pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
-def came_to(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each scenario of `adapter_runs` came to."""
-    home: Path = tmp_path_factory.mktemp("adapters")
-    environment = {
-        **os.environ,
-        "TRITEXT_HOME": str(home),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.adapter_runs"], env=environment, capture_output=True, text=True
-    )
-    found = [line for line in done.stdout.splitlines() if line.startswith('{"in turns"')]
-    assert found, done.stdout + done.stderr
-    return dict(json.loads(found[-1]))
+def came_to() -> dict[str, Any]:
+    return outcomes("adapter_runs")
 
 
 def test_each_request_gets_its_adapter_also_when_there_are_more_than_fit(came_to: dict[str, Any]) -> None:

@@ -1,31 +1,17 @@
 """Fine-tuning workers on a real Ray: what they tell, and that none is left behind, whatever happens to whom."""
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+
+from tests.integration.scenarios import outcomes
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def came_to(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each scenario of `ray_runs` came to."""
-    environment = {
-        **os.environ,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        "TMPDIR": str(tmp_path_factory.mktemp("ray-runs")),
-    }
-    environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.ray_runs"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+def came_to() -> dict[str, Any]:
+    return outcomes("ray_runs")
 
 
 def test_events_arrive_in_order(came_to: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import sys
-import tempfile
 import threading
 from contextlib import aclosing
 from dataclasses import replace
@@ -100,9 +99,7 @@ def difference(first: dict[str, Any], second: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as directory:
-        os.environ["TRITEXT_HOME"] = directory
-        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-        found = asyncio.run(main(Path(directory)))
-        ray.shutdown()
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    found = asyncio.run(main(Path(os.environ["TRITEXT_HOME"])))
+    ray.shutdown()
     sys.stdout.write(json.dumps(found) + "\n")
