@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
@@ -35,6 +36,8 @@ from deployments.types import (
     TokenLogprob,
     Usage,
 )
+
+logger = logging.getLogger(__name__)
 
 MakeEngine = Callable[[ModelConfig, ModelFiles, Path, StartPhases], Engine]
 
@@ -83,6 +86,8 @@ class GeneratorNode:
             max_bytes=self._adapter_config.disk_bytes,
         )
         self._adapters = AdapterCache(engine, files.read, self._adapter_config)
+        phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in self.phases.seconds.items())
+        logger.info("the model %s is loaded: %s", self._model.id, phases)
 
     async def stop(self) -> None:
         """Ends all requests with EngineDead."""

@@ -81,7 +81,7 @@ class Clients:
             async for line in answer.aiter_lines():
                 if line == "data: [DONE]":
                     exchange.ended = True
-                elif line:
+                elif line.startswith("data: "):
                     usage = json.loads(line.removeprefix("data: ")).get("usage")
                     if usage is not None:
                         exchange.add(usage["prompt_tokens"], usage["completion_tokens"], 0)

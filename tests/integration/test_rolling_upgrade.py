@@ -45,7 +45,7 @@ class Ask:
             content = (await answer.aread()).decode()
         assert answer.status_code == 200, f"{answer.status_code} {content}"
         if self.path == "/v1/completions" and self.body.get("stream"):
-            *events, done = [line for line in content.split("\n\n") if line]
+            *events, done = [line for line in content.splitlines() if line.startswith("data: ")]
             assert done == "data: [DONE]", content[-200:]
             found = [json.loads(event.removeprefix("data: ")) for event in events]
             assert not [event for event in found if "error" in event], content[-200:]
