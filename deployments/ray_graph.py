@@ -15,6 +15,7 @@ import grpc
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
@@ -79,11 +80,25 @@ def bind_graph(config: GraphConfig, *, longest_call_s: float) -> tuple[Applicati
             name=generator_name(model.id),
             # The engine bounds what it runs and queues, and answers what is too much: let it decide.
             max_ongoing_requests=model.engine.max_num_seqs + model.engine.max_queued_sequences + 1,
+            request_router_config=_router_of(model),
             **shared,
         ).bind(model, config.adapters, config.checkpoints)
         for model in config.models
     }
     return tokenizer, generators
+
+
+def _router_of(model: ModelConfig) -> RequestRouterConfig:
+    """How callers choose among the replicas of the model's generator."""
+    if model.routing == "load":
+        return RequestRouterConfig()
+    return RequestRouterConfig(
+        request_router_class="deployments.ray_router.AffinityRouter",
+        request_router_kwargs={
+            "block_size": model.engine.block_size,
+            "shares_prefixes": model.engine.enable_prefix_reuse,
+        },
+    )
 
 
 def connect_graph(
