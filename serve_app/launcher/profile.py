@@ -56,9 +56,6 @@ def environment(
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         # Each thread that allocates would get an arena of its own: 30 MB more in a generator.
         "MALLOC_ARENA_MAX": "2",
-        # How soon autoscaling sees a waiting request; 10 s by default.
-        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         # How soon a proxy that died is replaced: three failed checks, 10 s apart by default.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "RAY_SERVE_LOG_TO_STDERR": "0",

@@ -26,6 +26,9 @@ from tests.unit.infra.files import deployments
 FILES = sorted((INFRA / "serve").glob("*.yaml"))
 LOCAL, GPU, CLUSTER = (INFRA / "serve" / name for name in ("local.yaml", "gpu.yaml", "cluster.yaml"))
 
+# Of 2.60: what is to replace `metrics_interval_s` has no effect yet.
+pytestmark = pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
+
 every_file = pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
 
 
@@ -86,6 +89,14 @@ def test_a_cluster_scales_its_generators_by_their_load_and_lets_one_sleep() -> N
         assert import_attr(policy["policy_function"]) is GeneratorLoadPolicy
         GeneratorLoadPolicy(**policy["policy_kwargs"])
     assert sorted(each["autoscaling_config"]["min_replicas"] for each in generators) == [0, 1]
+
+
+def test_a_cluster_sees_at_once_that_a_sleeping_model_is_wanted() -> None:
+    """Serve reports what waits for a model every ten seconds, unless told otherwise."""
+    asleep = [each["autoscaling_config"] for each in deployments().values() if "autoscaling_config" in each]
+    asleep = [config for config in asleep if config["min_replicas"] == 0]
+    assert asleep
+    assert all(config["metrics_interval_s"] <= 1 for config in asleep)
 
 
 def test_a_cluster_has_no_single_replica_at_the_front_and_starts_new_ones_before_old_ones_stop() -> None:
