@@ -1,0 +1,60 @@
+"""Replicas of a generator on a real Ray Serve get what they have already, with both ways in which Serve calls them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(400)
+
+# As `serve_app.launcher.profile` sets them.
+TRANSPORTS = {
+    "gRPC": {
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    },
+    "actor calls": {},
+}
+
+
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def came_to(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each scenario of `routing_runs` came to."""
+    home: Path = tmp_path_factory.mktemp("routing")
+    environment = {
+        **os.environ,
+        **TRANSPORTS[request.param],
+        "TRITEXT_HOME": str(home),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "10",  # a pause of this machine is no silence of a replica
+    }
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.routing_runs"], env=environment, capture_output=True, text=True
+    )
+    found = [line for line in done.stdout.splitlines() if line.startswith('{"conversations"')]
+    assert found, done.stdout + done.stderr
+    return dict(json.loads(found[-1]))
+
+
+def test_conversations_find_all_that_was_computed_of_them(came_to: dict[str, Any]) -> None:
+    assert came_to["conversations"]["recomputed"] == 0
+    assert came_to["conversations"]["replicas"] >= 2
+
+
+def test_each_adapter_is_loaded_by_one_replica(came_to: dict[str, Any]) -> None:
+    assert came_to["adapters"] == 6
+
+
+def test_crowd_of_one_beginning_spreads(came_to: dict[str, Any]) -> None:
+    assert came_to["crowd"] >= 2
+
+
+def test_loss_of_the_preferred_replica_is_no_error(came_to: dict[str, Any]) -> None:
+    assert came_to["killed"] == {"stream": True, "others": True, "elsewhere": True}
