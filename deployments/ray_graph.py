@@ -4,6 +4,7 @@ The one module of the model side that knows Ray. Knows no HTTP.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import time
@@ -21,7 +22,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deployments.autoscaling import report
 from deployments.config import AdapterCacheConfig, CheckpointConfig, GraphConfig, ModelConfig
-from deployments.continuing import ContinuingGenerator
+from deployments.continuing import MAX_LOSSES, ContinuingGenerator
 from deployments.errors import EngineError, Overloaded, ReplicaLost
 from deployments.graph import Graph
 from deployments.meter import Meter
@@ -202,7 +203,10 @@ class GeneratorReplica:
 
 
 class RayTokenizer:
-    """`deployments.graph.Tokenizer` over the handle of the tokenizer deployment."""
+    """`deployments.graph.Tokenizer` over the handle of the tokenizer deployment.
+
+    A call that loses its replica is made again: what it asks for is the same everywhere, and quick.
+    """
 
     def __init__(self, handle: Handle, replica_wait_s: float) -> None:
         self._encode = handle.options(method_name="encode", stream=True)
@@ -212,22 +216,26 @@ class RayTokenizer:
         self._replica_wait_s = replica_wait_s
 
     async def encode(self, request: EncodeRequest) -> EncodeResult:
-        result: EncodeResult = await _call(self._encode, self._replica_wait_s, request)
+        result: EncodeResult = await self._ask(self._encode, request)
         return result
 
     async def decode(self, model: str, token_ids: tuple[int, ...], *, skip_special_tokens: bool = False) -> str:
-        text: str = await _call(
-            self._decode, self._replica_wait_s, model, token_ids, skip_special_tokens=skip_special_tokens
-        )
+        text: str = await self._ask(self._decode, model, token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
     async def token_texts(self, model: str, token_ids: tuple[int, ...]) -> tuple[str, ...]:
-        texts: tuple[str, ...] = await _call(self._token_texts, self._replica_wait_s, model, token_ids)
+        texts: tuple[str, ...] = await self._ask(self._token_texts, model, token_ids)
         return texts
 
     async def count(self, model: str, texts: tuple[str, ...]) -> tuple[int, ...]:
-        counts: tuple[int, ...] = await _call(self._count, self._replica_wait_s, model, texts)
+        counts: tuple[int, ...] = await self._ask(self._count, model, texts)
         return counts
+
+    async def _ask(self, handle: Handle, *args: Any, **kwargs: Any) -> Any:
+        for _ in range(MAX_LOSSES - 1):
+            with contextlib.suppress(ReplicaLost):
+                return await _call(handle, self._replica_wait_s, *args, **kwargs)
+        return await _call(handle, self._replica_wait_s, *args, **kwargs)
 
 
 class RayGenerator:

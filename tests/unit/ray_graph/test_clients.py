@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
-from deployments.errors import EngineError, GenerationFailed, InvalidParameter, ModelNotFound, Overloaded
+from deployments.continuing import MAX_LOSSES
+from deployments.errors import (
+    EngineError,
+    GenerationFailed,
+    InvalidParameter,
+    ModelNotFound,
+    Overloaded,
+    ReplicaLost,
+)
 from deployments.ray_graph import RayGenerator, RayTokenizer, generator_name, service_error
 from deployments.types import EncodeRequest, EncodeResult, GenerateRequest, SamplingParams
 
@@ -175,6 +183,21 @@ async def test_an_error_in_the_middle_of_a_stream_arrives_after_what_came_before
     assert await anext(stream) == 1
     with pytest.raises(GenerationFailed, match="boom"):
         await anext(stream)
+
+
+async def test_a_tokenizer_that_is_lost_is_another_ones_work() -> None:
+    encoded = EncodeResult((), (), 512, 384)
+    answers = iter([ActorDiedError(), ActorUnavailableError("gone", None), encoded])
+    handle = FakeHandle(lambda: yielding(next(answers))())
+    assert await RayTokenizer(handle, 1.0).encode(EncodeRequest("model", ())) is encoded
+    assert len(handle.responses) == 3
+
+
+async def test_a_request_that_ends_every_tokenizer_fails() -> None:
+    handle = FakeHandle(yielding(ActorDiedError()))
+    with pytest.raises(ReplicaLost):
+        await RayTokenizer(handle, 1.0).encode(EncodeRequest("model", ()))
+    assert len(handle.responses) == MAX_LOSSES
 
 
 async def test_no_replica_within_the_limit_is_an_overload_and_withdraws_the_call() -> None:
