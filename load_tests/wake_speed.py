@@ -72,18 +72,24 @@ def _is_awake(server: HttpServer) -> bool:
 
 
 def wake(server: HttpServer, logs: Path) -> Mapping[str, float]:
-    """Seconds by part, in their order, for one request to a model that sleeps; they sum up to the time of the whole."""
+    """The parts of the time that one request to a model that sleeps takes."""
     began_at = time.time()
     _, [sample] = asyncio.run(send_all(server.target, ["The lighthouse"], concurrency=1, max_tokens=4))
     [controller] = logs.glob("controller_[0-9]*.log")
-    decided_at = _time_of("Upscaling Deployment", controller, began_at)
-    asked_at = _time_of("Starting Replica", controller, began_at)
     [replica] = [path for path in logs.glob("replica_*_Generator-*.log") if path.stat().st_ctime > began_at]
+    return parts(controller.read_text("utf-8"), replica.read_text("utf-8"), began_at, began_at + sample.first_s)
+
+
+def parts(controller: str, replica: str, began_at: float, first_token_at: float) -> Mapping[str, float]:
+    """Seconds by part, in their order; they sum up to the whole. controller, replica: the logs, in which what was
+    written before `began_at` does not count. Raises LookupError where one of them lacks something."""
+    decided_at = _time_of("Upscaling Deployment(name='Generator-", controller, began_at)
+    asked_at = _time_of("Starting Replica(", controller, began_at)
     initialized_at = _time_of("Started initializing replica", replica, began_at)
     loaded_at = _time_of("Finished initializing replica", replica, began_at)
     noticed_at = _time_of("started successfully", controller, began_at)
-    [loaded] = re.findall(r"is loaded: (.*)", replica.read_text("utf-8"))
-    phases = {name: float(seconds) for name, seconds in _PHASE.findall(loaded)}
+    loaded = re.search(r"is loaded: (.*)", replica)
+    phases = {name: float(seconds) for name, seconds in _PHASE.findall(loaded[1])} if loaded else {}
     return {
         "until Serve decides to start a replica": decided_at - began_at,
         "until it does": asked_at - decided_at,
@@ -91,19 +97,19 @@ def wake(server: HttpServer, logs: Path) -> Mapping[str, float]:
         **{f"model: {name}": seconds for name, seconds in phases.items()},
         "model: the rest": loaded_at - initialized_at - sum(phases.values()),
         "until Serve takes it for ready": noticed_at - loaded_at,
-        "first token": began_at + sample.first_s - noticed_at,
+        "first token": first_token_at - noticed_at,
     }
 
 
-def _time_of(beginning: str, log: Path, after: float) -> float:
-    """When the first such line was written since then. Raises LookupError."""
-    for line in log.read_text("utf-8").splitlines():
+def _time_of(text: str, log: str, after: float) -> float:
+    """When the first line with this text was written since then. Raises LookupError."""
+    for line in log.splitlines():
         found = _LOG_LINE.match(line)
-        if found and beginning in found[2]:
+        if found and text in found[2]:
             at = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()  # of this machine's time zone
             if at > after:
                 return at
-    raise LookupError(f"{log.name} tells of no {beginning!r}")
+    raise LookupError(f"no log tells of {text!r}")
 
 
 def print_table(rounds: list[Mapping[str, float]]) -> None:

@@ -164,13 +164,15 @@ class Service:
         return process
 
     def processes_called(self, title: str) -> list[psutil.Process]:
-        """The processes of the service with this in their command line."""
-        found = []
+        """The processes of the service with this in their command line, without what they are just forking."""
+        found: dict[int, psutil.Process] = {}
+        parents: dict[int, int] = {}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):  # it has just ended
                 if title in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+                    parents[process.pid] = process.ppid()
+                    found[process.pid] = process
+        return [process for pid, process in found.items() if parents[pid] not in found]
 
     def engine_stats(self) -> dict[str, Any]:
         """The statistics of the generator's engine, asked over a handle."""
