@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
+from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest
 
+from deployments.config import EngineConfig, GraphConfig, ModelConfig
+from deployments.ray_graph import bind_graph
 from deployments.ray_router import AffinityRouter
 from deployments.types import GenerateRequest, SamplingParams
 
@@ -48,8 +51,8 @@ class FakeReplica:
 class Caller:
     """Sends requests as Serve's router does, to replicas that never end one."""
 
-    def __init__(self, *replicas: FakeReplica) -> None:
-        self.router = AffinityRouter(
+    def __init__(self, *replicas: FakeReplica, make_router: Callable[..., AffinityRouter] = AffinityRouter) -> None:
+        self.router = make_router(
             deployment_id=DEPLOYMENT,
             handle_source=DeploymentHandleSource.REPLICA,
             use_replica_queue_len_cache=True,
@@ -57,7 +60,7 @@ class Caller:
             max_backoff_s=0.001,
         )
         self.router.queue_len_response_deadline_s = 30  # a pause of this machine is no silence of a replica
-        self.router.initialize_state(block_size=16, shares_prefixes=True)
+        self.router.initialize_state(**router_of().request_router_kwargs)
         self.router.update_replicas(list(replicas))
 
     async def send(self, *arguments: Any) -> str:
@@ -88,6 +91,30 @@ async def until(is_so: Callable[[], bool]) -> None:
 async def homes(requests: Sequence[GenerateRequest]) -> list[str]:
     """Where each of them goes when all replicas are idle."""
     return [await Caller(*make_replicas()).send(request) for request in requests]
+
+
+def router_of(**changes: Any) -> RequestRouterConfig:
+    """How the deployment of a model with these settings is asked for."""
+    model = ModelConfig(id="tiny", source="/nowhere", **changes)
+    _, generators = bind_graph(GraphConfig(models=(model,)), longest_call_s=1)
+    config = generators["tiny"]._bound_deployment._deployment_config.request_router_config
+    assert isinstance(config, RequestRouterConfig)
+    return config
+
+
+async def test_generators_have_the_router_unless_serve_s_own_is_wanted() -> None:
+    config = router_of(engine=EngineConfig(block_size=32, enable_prefix_reuse=False))
+    assert config.request_router_class == "deployments.ray_router.AffinityRouter"
+    assert config.request_router_kwargs == {"block_size": 32, "shares_prefixes": False}
+    assert router_of(routing="load").is_default_request_router()
+
+
+async def test_router_works_as_serve_brings_it_to_other_processes() -> None:
+    config = router_of()
+    request = make_request()
+    [home] = await homes([request])
+    caller = Caller(*make_replicas(), make_router=config.get_request_router_class())
+    assert [await caller.send(request) for _ in range(2)] == [home, home]
 
 
 async def test_request_goes_to_its_replica_again() -> None:
