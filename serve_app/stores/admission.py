@@ -44,6 +44,8 @@ class SqlAdmissionStore:
         return verdict
 
     async def _commit(self, operations: Sequence[Operation]) -> Sequence[Answer]:
+        # A machine that crashes ends the requests whose admission it forgets; what was delivered must be on disk.
+        is_passing = all(isinstance(operation, Visit | Opening) for operation in operations)
         return await self._database.transact_blocking(
-            lambda connection: ledger.apply(connection, operations, self._now)
+            lambda connection: ledger.apply(connection, operations, self._now), is_passing=is_passing
         )

@@ -20,7 +20,8 @@ class Failure(Enum):
 
 
 class Backend(Protocol):
-    """read_options, write_options: execution options of connections for transactions of each kind.
+    """read_options, write_options: execution options of connections for transactions of each kind. passing_options: of
+    those whose writes are worth nothing once the machine on which the process runs has crashed.
 
     has_one_writer: a write transaction is alone in the whole database, so nothing needs to be locked in it.
     migrates_at_start: the schema is brought up to date by whoever opens the database.
@@ -28,6 +29,7 @@ class Backend(Protocol):
 
     read_options: Mapping[str, Any]
     write_options: Mapping[str, Any]
+    passing_options: Mapping[str, Any]
     has_one_writer: bool
     migrates_at_start: bool
 

@@ -118,17 +118,19 @@ class Database:
 
         return await self._persist(run)
 
-    async def transact_blocking(self, work: Callable[[Connection], T]) -> T:
+    async def transact_blocking(self, work: Callable[[Connection], T], *, is_passing: bool = False) -> T:
         """As `transact`, for work that runs many statements often: in a thread, over a connection that blocks.
 
         One transaction takes a third of the time so, because nothing waits for the event loop or another thread
         between its statements; but all that is done in this way is done one after the other.
+        is_passing: what is written is worth nothing once this machine has crashed, so it need not be on disk.
         """
+        options = self._backend.passing_options if is_passing else self._backend.write_options
         loop = asyncio.get_running_loop()
 
         async def run(commit: "_Commit") -> T:
             async with self._writer or nullcontext():
-                return await loop.run_in_executor(self._thread, self._block, work, commit)
+                return await loop.run_in_executor(self._thread, self._block, work, commit, options)
 
         return await self._persist(run)
 
@@ -137,9 +139,9 @@ class Database:
         self._thread.shutdown()
         self._blocking_engine.dispose()
 
-    def _block(self, work: Callable[[Connection], T], commit: "_Commit") -> T:
+    def _block(self, work: Callable[[Connection], T], commit: "_Commit", options: Mapping[str, Any]) -> T:
         with self._blocking_engine.connect() as connection:
-            connection.execution_options(**self._backend.write_options)
+            connection.execution_options(**options)
             with connection.begin():
                 answer = work(connection)
                 commit.has_begun = True

@@ -37,6 +37,8 @@ class PostgreSQL:
 
     read_options: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     write_options: Mapping[str, Any] = {"isolation_level": "READ COMMITTED"}
+    # A server that crashes takes none of the service's processes with it: they go on and rely on what they wrote.
+    passing_options = write_options
     has_one_writer = False
     migrates_at_start = False
 

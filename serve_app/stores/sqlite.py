@@ -21,6 +21,7 @@ MIN_VERSION = (3, 51, 3)
 
 _BUSY_TIMEOUT_S = 10
 _IS_WRITE = "tritext_write"
+_MAY_BE_LOST = "tritext_may_be_lost"
 _OPTIONS: Mapping[str, Any] = {"hide_parameters": True}  # they would stand in the text of errors, which is logged
 # Primary result codes, https://sqlite.org/rescode.html
 _ROLLED_BACK_CODES = frozenset({5, 6})  # busy, locked
@@ -33,6 +34,7 @@ class SQLite:
 
     read_options: Mapping[str, Any] = {_IS_WRITE: False}
     write_options: Mapping[str, Any] = {_IS_WRITE: True}
+    passing_options: Mapping[str, Any] = {_IS_WRITE: True, _MAY_BE_LOST: True}
     has_one_writer = True
     migrates_at_start = True
 
@@ -115,6 +117,12 @@ def _use_wal(cursor: Any) -> None:
 
 
 def _on_begin(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    # In WAL mode the next commit that waits for the disk takes what was committed before it along.
+    synchronous = "NORMAL" if options.get(_MAY_BE_LOST, False) else "FULL"
+    if connection.info.get("synchronous", "FULL") != synchronous:
+        connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous}")
+        connection.info["synchronous"] = synchronous
     # A transaction that reads first and writes later could find the database changed in between and fail.
-    is_write = connection.get_execution_options().get(_IS_WRITE, False)
+    is_write = options.get(_IS_WRITE, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")

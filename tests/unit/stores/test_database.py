@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import Connection, func, insert, select, text
 
 from deployments.errors import StorageError
 from serve_app.config import SetupError
@@ -27,6 +27,19 @@ def url(tmp_path: Path) -> str:
 async def test_connections_are_durable_and_patient(sqlite_url: str, pragma: str, value: object) -> None:
     async with open_database(sqlite_url) as database, database.read() as connection:
         assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar_one() == value
+
+
+async def test_only_what_passes_with_a_crash_does_not_wait_for_the_disk(sqlite_url: str) -> None:
+    def synchronous(connection: Connection) -> int:
+        return int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+
+    async with open_database(sqlite_url) as database:
+        found = [
+            await database.transact_blocking(synchronous, is_passing=is_passing)
+            for is_passing in (False, True, True, False, False, True)
+        ]
+    full, normal = 2, 1
+    assert found == [full, normal, normal, full, full, normal]
 
 
 async def test_the_sqlite_in_use_is_one_that_is_safe(sqlite_url: str) -> None:
