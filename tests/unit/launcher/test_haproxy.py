@@ -11,10 +11,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy is pack
 
 PORTS = Ports(http=8000, dashboard=8265, fallback=8500, stats=8404, metrics=9101, measurements=9464)
 CONFIGURATION = """\
-frontend prometheus
-    bind :9101
+defaults
+    mode http
     option splice-request
     option splice-response
+    retry-on conn-failure
+frontend prometheus
+    bind :9101
 frontend http_frontend
     bind *:8000
 listen stats
@@ -40,6 +43,17 @@ def test_what_serve_writes_is_mended_and_all_arguments_reach_haproxy(
         "bind 127.0.0.1:8404",
     ]
     assert [line.strip() for line in lines if "splice" in line] == ["option splice-response"]
+    assert [line.strip() for line in lines if "srvtcpka" in line] == [
+        "option srvtcpka",
+        "srvtcpka-idle 10s",
+        "srvtcpka-intvl 5s",
+        "srvtcpka-cnt 3",
+    ]
+    assert [line.strip() for line in lines if "retry" in line] == [
+        "retry-on conn-failure empty-response",
+        "http-request disable-l7-retry unless METH_GET or "
+        "{ path_end /completions /generate /tokenize /detokenize /token_counter }",
+    ]
 
 
 def test_the_packaged_haproxy_runs_through_it(tmp_path: Path) -> None:
