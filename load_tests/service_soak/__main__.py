@@ -124,11 +124,15 @@ async def soak(service: Soaked, raw: Path, arguments: argparse.Namespace) -> End
         train_every_s=arguments.train_every,
         seed=arguments.seed,
     ) as load:
+        while not load.trainer.has_all:  # what every adapter takes once is taken before the time runs
+            service.server.program.check()
+            await asyncio.sleep(1)
+        _tell(f"{load.findings.answers.total()} requests until {len(load.trainer.models)} models were trained")
         async for at_s in _ticks(arguments.minutes * 60, arguments.every):
             service.server.program.check()
             moment = await asyncio.to_thread(service.moment, at_s, load.findings)
             append(raw, moment)
-            _tell(moment)
+            _tell(_summary(moment))
     books = await _settled(service)
     findings = load.findings
     lines = read_lines(service.database)
@@ -177,14 +181,18 @@ async def _settled(service: Soaked) -> Books:
     return read_books(service.database)
 
 
-def _tell(moment: Moment) -> None:
+def _summary(moment: Moment) -> str:
     total = sum(held.pss for held in moment.processes) >> 20
     fds = sum(held.fds for held in moment.processes)
-    sys.stdout.write(
+    return (
         f"{moment.at_s / 60:.1f} min: {moment.requests} requests, {moment.faults} with 5xx, "
         f"{moment.problems} problems; {len(moment.processes)} processes, {total} MiB, {fds} descriptors; "
-        f"{moment.books.open_reservations} open, first token {moment.first_token_ms} ms\n"
+        f"{moment.books.open_reservations} open, first token {moment.first_token_ms} ms"
     )
+
+
+def _tell(message: str) -> None:
+    sys.stdout.write(message + "\n")
     sys.stdout.flush()
 
 

@@ -73,7 +73,8 @@ async def running_load(
     """The load, for as long as the context lasts; what is under way at its end is finished.
 
     num_clients: each sends a request, pauses for `pause_s` on average, and goes on; once a minute `_BURST` requests
-    come at the same time. measurements: the address that Prometheus would ask. train_every_s: from a job to the next.
+    come at the same time. measurements: the address that Prometheus would ask. train_every_s: from a job to the next,
+    once there are as many models as are kept.
     """
     stopped = asyncio.Event()
     findings = Findings()
@@ -109,7 +110,7 @@ async def running_load(
                     await trainer.train()
                 except (TrainingRefused, *_ERRORS) as error:
                     findings.problem(f"training: {error!r}")
-                await _pause(stopped, train_every_s)
+                await _pause(stopped, train_every_s if trainer.has_all else 0.1)
 
         async def scrape() -> None:
             while not await _pause(stopped, _SCRAPE_S):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from load_tests.report import STYLE, save
 from load_tests.service_soak.census import Held
 from load_tests.service_soak.records import Ending, Moment, Run, read
-from load_tests.service_soak.verdict import MEMORY, MIB, faults, growths, judged
+from load_tests.service_soak.verdict import FDS, MEMORY, MIB, faults, growths, judged
 from load_tests.tables import table
 
 RAW_NAME = "raw.jsonl"
@@ -66,7 +66,7 @@ def _growth_table(moments: Sequence[Moment]) -> str:
         rows[one.role, one.pid][one.what] = (
             f"{one.spell(one.first)}, {one.spell(one.last)}; {grown if one.is_flat else f'**{grown}**'}"
         )
-    columns = [MEMORY, "file descriptors", "threads", "number"]
+    columns = [MEMORY, FDS, "threads", "number"]
     heading = ["", *columns]
     return (
         "Medians of the first and of the last quarter; then by how much the line through all moments rises.\n\n"

@@ -88,6 +88,11 @@ class Trainer:
     num_cancelled: int = 0
     _number: int = 0
 
+    @property
+    def has_all(self) -> bool:
+        """Whether there are as many models as are kept."""
+        return len(self.models) >= _MAX_MODELS
+
     async def subscribe(self) -> None:
         body = {"url": self.receiver.url, "events": list(_EVENTS)}
         self.receiver.secret = (await self._call("POST", "/v1/aitextgen/webhooks/create", json=body))["secret"]

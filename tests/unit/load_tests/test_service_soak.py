@@ -74,7 +74,7 @@ def test_half_a_mebibyte_a_minute_is_a_leak() -> None:
 def test_descriptors_threads_and_processes_that_grow_are_told() -> None:
     def processes(minute: int) -> list[Held]:
         others = [held(100 + number, role="left", memory=1) for number in range(minute // 10)]
-        return [held(fds=50 + minute // 4, threads=20 + minute // 4), *others]
+        return [held(fds=50 + minute // 2, threads=20 + minute // 4), *others]
 
     told = faults([moment(minute, *processes(minute)) for minute in range(1, 61)], ending())
     assert [one.partition(" grew")[0] for one in told] == [
@@ -89,6 +89,14 @@ def test_a_process_that_did_not_live_all_the_time_is_not_judged() -> None:
         moment(minute, held(), *([held(2, memory=100 * minute)] if minute % 3 else [])) for minute in range(1, 61)
     ]
     assert {one.pid for one in growths(moments)} == {0, 1}
+
+
+def test_rays_log_monitor_may_open_files_up_to_its_own_bound() -> None:
+    def moments(fds: int) -> list[Moment]:
+        return [moment(minute, held(role="log_monitor", fds=40 + fds * minute)) for minute in range(1, 61)]
+
+    assert faults(moments(2), ending()) == []
+    assert faults(moments(4), ending()) == ["log_monitor has 280 file descriptors"]
 
 
 def test_too_few_moments_are_not_judged() -> None:
