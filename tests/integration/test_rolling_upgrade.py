@@ -180,6 +180,12 @@ def test_no_request_is_lost_and_every_text_is_the_undisturbed_one(service: Servi
     assert load.texts.keys() == load.sent.keys()
     check_ledger(lines_of_ledger(service), load)
 
+    # What cannot be built changes nothing.
+    service.deploy(write_config(tmp_path / "broken.yaml", **changed | {"max_body_bytes": 0}, num_generators=2))
+    wait_until(lambda: service.status()["status"] == "DEPLOY_FAILED", timeout_s=120, what="the build has failed")
+    assert service.complete().status_code == 200
+    assert httpx.get(f"{service.url}/ready", timeout=30).status_code == 200
+
 
 def check_ledger(lines: list[dict[str, Any]], load: Load) -> None:
     """One line for each request, settled, and the same amounts for the same request."""
