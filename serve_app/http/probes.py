@@ -19,7 +19,7 @@ def router(services: Services) -> APIRouter:
         return Response(to_json({"status": "ok"}), media_type="application/json", headers=_HEADERS)
 
     async def ready() -> Response:
-        """Whether every model is loaded and can answer."""
+        """Whether every model can answer; one that sleeps can."""
         is_ready = await services.is_ready()
         return Response(
             to_json({"status": "ready" if is_ready else "not ready"}),
