@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -71,6 +72,19 @@ def test_what_a_killed_launcher_leaves_is_ended_by_the_next_start(
     assert len([process for process in second.processes() if process.name() == "raylet"]) == 1
     assert len([process for process in second.processes() if process.name() == "haproxy"]) == 1
     assert len([process for process in second.processes() if process.name() == "ray::DashboardAgent"]) == 1
+
+
+def test_services_of_one_machine_run_side_by_side(start: Callable[..., Service]) -> None:
+    """HAProxy's files and Serve's ports have fixed names and numbers, unless each service is given its own."""
+    first = start("throughput")
+    first.wait_ready()
+    second = start("throughput")
+    second.wait_ready()
+    assert first.complete().status_code == second.complete().status_code == 200
+    strange = httpx.post(f"{first.url}/v1/completions", json={}, headers=second.headers, timeout=120)
+    assert strange.status_code == 401
+    assert first.stop() == 0
+    assert second.complete().status_code == 200
 
 
 def test_a_port_in_use_is_one_sentence(start: Callable[..., Service]) -> None:
