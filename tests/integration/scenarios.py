@@ -5,14 +5,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 
-def outcomes(module: str) -> dict[str, Any]:
-    """What each scenario of `tests.integration.<module>` came to: the last line of JSON that it prints."""
+def outcomes(module: str, settings: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What each scenario of `tests.integration.<module>` came to: the last line of JSON that it prints.
+
+    settings: of its environment.
+    """
     # Not pytest's directory: the names of Ray's sockets would be longer than the 107 bytes that sockets may have.
     with tempfile.TemporaryDirectory(prefix="runs-") as temporary:
-        os.chmod(temporary, 0o711)  # for servers that run as another user
+        os.chmod(temporary, 0o711)  # noqa: S103  # for servers that run as another user
         home = os.path.join(temporary, "home")
         os.mkdir(home, mode=0o700)
         environment = {
@@ -21,6 +25,7 @@ def outcomes(module: str) -> dict[str, Any]:
             "TMPDIR": temporary,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
+            **(settings or {}),
         }
         environment.pop("RAY_ADDRESS", None)
         command = [sys.executable, "-m", f"tests.integration.{module}"]

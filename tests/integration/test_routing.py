@@ -1,13 +1,10 @@
 """Replicas of a generator on a real Ray Serve get what they have already, with both ways in which Serve calls them."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.integration.scenarios import outcomes
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -23,24 +20,10 @@ TRANSPORTS = {
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
-def came_to(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each scenario of `routing_runs` came to."""
-    home: Path = tmp_path_factory.mktemp("routing")
-    environment = {
-        **os.environ,
-        **TRANSPORTS[request.param],
-        "TRITEXT_HOME": str(home),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "10",  # a pause of this machine is no silence of a replica
-    }
-    environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.routing_runs"], env=environment, capture_output=True, text=True
-    )
-    found = [line for line in done.stdout.splitlines() if line.startswith('{"conversations"')]
-    assert found, done.stdout + done.stderr
-    return dict(json.loads(found[-1]))
+def came_to(request: pytest.FixtureRequest) -> dict[str, Any]:
+    # A pause of this machine is no silence of a replica.
+    patience = {"RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "10"}
+    return outcomes("routing_runs", TRANSPORTS[request.param] | patience)
 
 
 def test_conversations_find_all_that_was_computed_of_them(came_to: dict[str, Any]) -> None:
