@@ -3,6 +3,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PORT ?= 8000
+TEST_PROCESSES ?= 2
+QUICK_TESTS := tests/unit tests/api tests/integration/stores tests/integration/checkpoints
 PEERS ?= llamacpp openvino vllm transformers-serve
 
 SHELL := bash
@@ -28,8 +30,10 @@ install-dev: $(VENV)/dev.stamp ## the same with the tools for tests and checks
 serve: $(VENV)/serve.stamp ## start the service on 127.0.0.1 (PORT=8000) until Ctrl-C
 	@$(BIN)/tritext serve --port $(PORT)
 
+# What starts no Ray runs side by side; clusters would take the processors and the ports from each other.
 test: $(VENV)/dev.stamp ## every test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(QUICK_TESTS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests $(QUICK_TESTS:%=--ignore=%)
 
 chaos: $(VENV)/dev.stamp ## the tests that kill things, at full length: 100 fine-tuning jobs, 200 streams
 	TRITEXT_CHAOS_JOBS=100 TRITEXT_CHAOS_STREAMS=200 TRITEXT_CHAOS_KILLS=10 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos
