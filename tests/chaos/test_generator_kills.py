@@ -1,12 +1,10 @@
 """Generator replicas killed under streams: every client gets the text that it would have got, and pays for that."""
 
 import asyncio
-import json
 import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 import yaml
 from psycopg.rows import dict_row
 
-from tests.integration.prompts import PROMPTS
+from tests.chaos.seeded import Answer, body, stream
 from tests.integration.service import GENERATOR, LOCAL_CONFIG, MODEL, Service, running, wait_until
 
 SEED = int(os.environ.get("TRITEXT_CHAOS_SEED", "1"))
@@ -40,58 +38,6 @@ def service(new_home: Callable[[], Path], postgresql_url: str, tmp_path: Path) -
         yield service
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a client was told: texts, finish reasons and log-probabilities of its two sequences, and the usage."""
-
-    texts: tuple[str, ...]
-    finish_reasons: tuple[str, ...]
-    logprobs: tuple[tuple[float, ...], ...]
-    usage: tuple[int, int]
-
-
-def body(number: int) -> dict[str, Any]:
-    """A request whose answer is the same each time it is sent."""
-    choice = random.Random(number)
-    return {
-        "model": MODEL,
-        "prompt": PROMPTS[number % len(PROMPTS)],
-        "seed": number,
-        "n": 2,
-        "max_tokens": choice.randint(30, 120),
-        "min_tokens": 20,
-        "temperature": choice.choice([0.0, 0.8, 1.0]),
-        "presence_penalty": choice.choice([0.0, 0.7]),
-        "repetition_penalty": choice.choice([1.0, 1.2]),
-        "stop": choice.choice([None, ["\n\n", " the end"], [". The"]]),
-        "logprobs": choice.choice([None, 1]),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-
-
-async def ask(client: httpx.AsyncClient, number: int, run: str) -> Answer:
-    texts, reasons = ["", ""], ["", ""]
-    logprobs: list[list[float]] = [[], []]
-    usage = None
-    headers = {"x-request-id": f"{run}-{number}"}
-    async with client.stream("POST", "/v1/completions", json=body(number), headers=headers) as answer:
-        assert answer.status_code == 200, await answer.aread()
-        async for line in answer.aiter_lines():
-            if not line or line == "data: [DONE]":
-                continue
-            event = json.loads(line.removeprefix("data: "))
-            assert "error" not in event, event
-            usage = event.get("usage") or usage
-            for choice in event["choices"]:
-                texts[choice["index"]] += choice["text"]
-                reasons[choice["index"]] += choice["finish_reason"] or ""
-                logprobs[choice["index"]] += (choice["logprobs"] or {}).get("token_logprobs", [])
-    assert usage is not None
-    counts = (usage["prompt_tokens"], usage["completion_tokens"])
-    return Answer(tuple(texts), tuple(reasons), tuple(map(tuple, logprobs)), counts)
-
-
 async def ask_all(service: Service, run: str) -> dict[int, Answer]:
     numbers = iter(range(NUM_STREAMS))
     answers: dict[int, Answer] = {}
@@ -99,7 +45,7 @@ async def ask_all(service: Service, run: str) -> dict[int, Answer]:
 
         async def work() -> None:
             for number in numbers:
-                answers[number] = await ask(client, number, run)
+                answers[number] = await stream(client, body(number, MODEL), f"{run}-{number}")
 
         await asyncio.gather(*(work() for _ in range(NUM_CLIENTS)))
     return answers
