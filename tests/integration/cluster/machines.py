@@ -200,7 +200,10 @@ class Cluster:
 @contextmanager
 def network() -> Iterator[Network]:
     """For as long as the context lasts; skips the test where there may be none."""
-    if sys.platform != "linux" or os.getuid() != 0 or not all(map(shutil.which, ("ip", "nsenter", "unshare"))):
+    has_programs = sys.platform == "linux" and all(map(shutil.which, ("ip", "nsenter", "unshare")))
+    # Within namespaces of its own, so that nothing is left of it.
+    trial = ("unshare", "--net", "--pid", "--mount", "--uts", "--fork", "ip", "link", "add", "type", "bridge")
+    if not has_programs or subprocess.run(trial, stderr=subprocess.DEVNULL, check=False).returncode:
         pytest.skip("several machines on one need Linux, its superuser and the programs ip, nsenter and unshare")
     for each in _OWN_DIRECTORIES:
         Path(each).mkdir(exist_ok=True)
