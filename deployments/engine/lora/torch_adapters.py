@@ -74,11 +74,8 @@ class TorchAdapters:
         """Copies the adapter to the model's device. Raises InvalidAdapter where it does not fit the model, or its
         numbers the model's type."""
         self._check_fits(adapter)
-        as_model = functools.partial(torch.Tensor.to, device=self._model.device, dtype=self._model.dtype)
-        pairs = {
-            path: (as_model(torch.from_numpy(pair.a)), as_model(torch.from_numpy(pair.b)))
-            for path, pair in adapter.pairs.items()
-        }
+        copied = functools.partial(torch.tensor, device=self._model.device, dtype=self._model.dtype)
+        pairs = {path: (copied(pair.a), copied(pair.b)) for path, pair in adapter.pairs.items()}
         for path, pair in pairs.items():
             # Zero times infinity is no number: it would reach the rows of other adapters.
             if not all(bool(factor.isfinite().all()) for factor in pair):
