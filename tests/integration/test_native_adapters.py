@@ -60,13 +60,13 @@ def trained(directory: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.Temp
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        torch.manual_seed(0)
         config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=LINEARS, task_type="CAUSAL_LM")
         adapted = peft.get_peft_model(model, config, adapter_name="trained")
         some = peft.LoraConfig(
             r=20, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
         )
         adapted.add_adapter("random", some)
-    torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_B.random" in name:
             torch.nn.init.normal_(parameter, std=0.12)
