@@ -89,11 +89,7 @@ def linears(architecture: Architecture) -> dict[str, tuple[int, int]]:
 def adapter_bytes(adapter: LoadedAdapter, architecture: Architecture) -> int:
     """The `num_bytes` of what `prepare_adapter` makes of it. Raises InvalidAdapter where it does not fit the model."""
     check_fits(adapter, linears(architecture))
-    total = architecture.num_layers * len(TARGETS) * ctypes.sizeof(LowRank)
-    for path, pair in adapter.pairs.items():
-        _check_rank(pair.rank, path)
-        total += sum(_whole(part, _LINE_BYTES) for part in _part_bytes(pair))
-    return total
+    return architecture.num_layers * len(TARGETS) * ctypes.sizeof(LowRank) + _packed_bytes(adapter)
 
 
 def prepare_adapter(
@@ -105,7 +101,7 @@ def prepare_adapter(
     the interpreter only to say where everything lies.
     """
     check_fits(adapter, linears(architecture))
-    size = sum(_whole(part, _LINE_BYTES) for pair in adapter.pairs.values() for part in _part_bytes(pair))
+    size = _packed_bytes(adapter)
     # One cache line more, since numpy aligns to less.
     memory: Array = np.zeros(size + _LINE_BYTES, np.uint8)
     first = -memory.ctypes.data % _LINE_BYTES
@@ -121,7 +117,6 @@ def prepare_adapter(
             pair = adapter.pairs.get(path)
             if pair is None:
                 continue
-            _check_rank(pair.rank, path)
             places = []
             for part in _part_bytes(pair):
                 places.append(place)
@@ -142,16 +137,21 @@ def _path(layer: int, target: str) -> str:
     return f"model.layers.{layer}.{_PARENTS[target]}.{target}"
 
 
+def _packed_bytes(adapter: LoadedAdapter) -> int:
+    """Of all its pairs together. Raises InvalidAdapter for a rank that the kernels do not compute."""
+    total = 0
+    for path, pair in adapter.pairs.items():
+        if pair.rank > _MAX_RANK:
+            raise InvalidAdapter(f"{path}: its rank {pair.rank} is above {_MAX_RANK}")
+        total += sum(_whole(part, _LINE_BYTES) for part in _part_bytes(pair))
+    return total
+
+
 def _part_bytes(pair: LowRankPair) -> tuple[int, int, int, int]:
     """Of A, its scales, B and its scales."""
     rank = _whole(pair.rank, _RANK_TILE)
     size_in, size_out = _whole(pair.a.shape[1], GROUP), _whole(len(pair.b), GROUP)
     return rank * size_in, rank * size_in // GROUP * 4, rank * size_out, rank * 4
-
-
-def _check_rank(rank: int, path: str) -> None:
-    if rank > _MAX_RANK:
-        raise InvalidAdapter(f"{path}: its rank {rank} is above {_MAX_RANK}")
 
 
 def _whole(number: int, unit: int) -> int:
