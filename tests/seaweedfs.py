@@ -10,6 +10,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -57,10 +58,6 @@ class SeaweedFS:
     def environment(self) -> Mapping[str, str]:
         """The credentials, as variables of a client's environment."""
         return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def new_url(self) -> str:
         """A place of its own for a test: `s3://bucket/prefix`."""
@@ -117,6 +114,17 @@ class SeaweedFS:
         """Ends it as a crash would, nothing written back; it is one process."""
         self._process.kill()
         self._process.wait(30)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stands still inside, its connections open. Sending the signal is not enough: until the last of its threads
+        has stopped, it may answer."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+        try:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
 
     def stop(self) -> None:
         self._process.terminate()

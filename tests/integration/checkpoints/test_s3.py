@@ -1,7 +1,6 @@
 """What is special about a real S3 server: uploads that go on, and a server that dies or stands still."""
 
 import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -160,11 +159,8 @@ def test_a_server_that_stands_still_or_is_gone_is_given_up(
                 call()
             assert time.monotonic() - started_at < 10
 
-    os.kill(own_seaweedfs.pid, signal.SIGSTOP)
-    try:
+    with own_seaweedfs.paused():
         all_fail()
-    finally:
-        os.kill(own_seaweedfs.pid, signal.SIGCONT)
     own_seaweedfs.kill()
     all_fail()
     own_seaweedfs.start()
