@@ -25,6 +25,7 @@ from deployments.config import AdapterCacheConfig, CheckpointConfig, GraphConfig
 from deployments.continuing import MAX_LOSSES, ContinuingGenerator
 from deployments.errors import EngineError, Overloaded, ReplicaLost
 from deployments.graph import Graph
+from deployments.liveness import SILENCE_S, with_signs_of_life
 from deployments.meter import Meter
 from deployments.model_source import default_home
 from deployments.otel_spans import OtelSpans
@@ -43,6 +44,8 @@ _MAX_QUEUED_CALLS = 512
 _MAX_ONGOING_ENCODINGS = 64
 _REPLICA_LOST_RETRY_S = 1.0
 _REPORT_S = 1.0
+
+_ROUTER = RequestRouterConfig(request_router_class="deployments.ray_router.LoadRouter")
 
 Handle: TypeAlias = DeploymentHandle[Any]
 
@@ -73,7 +76,11 @@ def bind_graph(config: GraphConfig, *, longest_call_s: float) -> tuple[Applicati
         "graceful_shutdown_timeout_s": longest_call_s,
     }
     tokenizer = serve.deployment(
-        TokenizerReplica, name=TOKENIZER, max_ongoing_requests=_MAX_ONGOING_ENCODINGS, **shared
+        TokenizerReplica,
+        name=TOKENIZER,
+        max_ongoing_requests=_MAX_ONGOING_ENCODINGS,
+        request_router_config=_ROUTER,
+        **shared,
     ).bind(config)
     generators = {
         model.id: serve.deployment(
@@ -92,7 +99,7 @@ def bind_graph(config: GraphConfig, *, longest_call_s: float) -> tuple[Applicati
 def _router_of(model: ModelConfig) -> RequestRouterConfig:
     """How callers choose among the replicas of the model's generator."""
     if model.routing == "load":
-        return RequestRouterConfig()
+        return _ROUTER
     return RequestRouterConfig(
         request_router_class="deployments.ray_router.AffinityRouter",
         request_router_kwargs={
@@ -173,13 +180,20 @@ class GeneratorReplica:
             to.report(self._node.stats())
             await asyncio.sleep(_REPORT_S)
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult, None]:
-        yield await self._node.generate(request)
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult | None, None]:
+        """None is a sign of life."""
+        async with aclosing(with_signs_of_life(self._result(request))) as results:
+            async for result in results:
+                yield result
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        async with aclosing(self._node.stream(request)) as chunks:
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk | None, None]:
+        """None is a sign of life."""
+        async with aclosing(with_signs_of_life(self._node.stream(request))) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def _result(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult, None]:
+        yield await self._node.generate(request)
 
     async def stats(self) -> AsyncGenerator[Any, None]:
         yield self._node.stats()
@@ -188,9 +202,9 @@ class GeneratorReplica:
         """Called by Serve for the autoscaling policy."""
         return report(self._node.stats())
 
-    async def health(self) -> AsyncGenerator[None, None]:
+    async def health(self) -> AsyncGenerator[bool, None]:
         await self._node.check_health()
-        yield None
+        yield True
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica that raises."""
@@ -274,7 +288,8 @@ async def _call(handle: Handle, replica_wait_s: float, *args: Any, **kwargs: Any
 
 
 async def _call_stream(handle: Handle, replica_wait_s: float, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-    """What a replica's method yields; closing the iterator cancels the method. Raises what `service_error` returns."""
+    """What a replica's method yields, but for signs of life (None), without which it counts as lost. Closing the
+    iterator cancels the method. Raises what `service_error` returns."""
     response: DeploymentResponseGenerator[Any] = handle.remote(*args, **kwargs)
     is_finished = False
     try:
@@ -284,9 +299,20 @@ async def _call_stream(handle: Handle, replica_wait_s: float, *args: Any, **kwar
                 await response._fetch_future_result_async()
         except TimeoutError:
             raise Overloaded(f"no replica had room for the request within {replica_wait_s:g} s") from None
-        async for item in response:
-            yield item
-        is_finished = True
+        items = aiter(response)
+        while not is_finished:
+            try:
+                async with asyncio.timeout(SILENCE_S) as silence:
+                    item = await anext(items)
+            except StopAsyncIteration:
+                is_finished = True
+            except TimeoutError:
+                if silence.expired():
+                    raise _replica_lost() from None
+                raise
+            else:
+                if item is not None:
+                    yield item
     except Exception as error:
         raise service_error(error) from error
     finally:

@@ -1,15 +1,20 @@
-"""Serve's request router for generators: asks `deployments.routing` first, and is Serve's own in everything else.
+"""Serve's request routers: its own, which do not wait for what is gone; for generators one that asks
+`deployments.routing` first.
 
-It runs in every process that holds a handle of the deployment, on the loop of Serve's router. The names that it
+They run in every process that holds a handle of the deployment, on the loop of Serve's router. The names that it
 overrides or reads and that Ray does not publish are those of Ray 2.60. Serve pickles this module by value.
 """
 
+import asyncio
 from collections import Counter
 from typing import Any
 
+from ray.exceptions import ActorUnavailableError
+from ray.serve._private.common import RunningReplicaInfo
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
+from deployments.liveness import SILENCE_S
 from deployments.routing import Affinity
 from deployments.types import GenerateRequest
 
@@ -17,7 +22,32 @@ _MAX_PREFERRED = 2
 """So many preferred replicas are asked one after the other, for each may be full or dead and take 0.1 s to find out."""
 
 
-class AffinityRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  # Ray is not typed
+class _AnsweringReplica(RunningReplica):  # type: ignore[misc]  # Ray is not typed
+    """Says within SILENCE_S whether it takes a request; otherwise Serve chooses another one."""
+
+    def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> Any:
+        result = super().try_send_request(pr, with_rejection)
+        ask = result.get_rejection_response
+
+        async def ask_in_time() -> Any:
+            try:
+                async with asyncio.timeout(SILENCE_S):
+                    return await ask()
+            except TimeoutError:
+                raise ActorUnavailableError("the replica does not answer", self.actor_id.binary()) from None
+
+        result.get_rejection_response = ask_in_time
+        return result
+
+
+class LoadRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  # Ray is not typed
+    """The less busy of two replicas, as Serve's own router has it."""
+
+    def create_replica_wrapper(self, replica_info: RunningReplicaInfo) -> RunningReplica:
+        return _AnsweringReplica(replica_info)
+
+
+class AffinityRouter(LoadRouter):
     """What no replica is preferred for, and what those that are preferred have no room for, goes to the less busy of
     two replicas, as it does with Serve's own router; so do back-off, probing and rejection."""
 

@@ -81,7 +81,8 @@ def growths(moments: Sequence[Moment]) -> list[Growth]:
         for what, take, most in measured
         if (held.role, what) != (KEEPS_FILES_OPEN, FDS)
     ]
-    totals = [sum(held.pss for held in moment.processes if held.pid in {one.pid for one in lasting}) for moment in part]
+    # Not of their shares of common pages (PSS), which grow when other programs on the machine end.
+    totals = [sum(by[held.pid].rss for held in lasting) for by in by_pid]
     found.append(_growth(MEMORY, "all of them", 0, times, totals, MAX_TOTAL_GROWTH))
     numbers = [len(moment.processes) for moment in part]
     return [*found, _growth("number", "processes", 0, times, numbers, MAX_NEW_PROCESSES)]

@@ -32,15 +32,16 @@ NUM_REQUESTS = 40
 """Different ones, which clients send again and again."""
 MACHINES: Mapping[str, Mapping[str, Any]] = {
     "serving": {"num_cpus": 4, "kinds": ("serving", "dispatching")},
-    "both": {"num_cpus": 16, "num_gpus": 2, "kinds": ("serving", "dispatching", "generating")},
-    "generating": {"num_cpus": 8, "num_gpus": 2, "kinds": ("generating",)},
+    "both": {"num_cpus": 16, "num_gpus": 3, "kinds": ("serving", "dispatching", "generating")},
+    "generating": {"num_cpus": 12, "num_gpus": 3, "kinds": ("generating",)},
+    "vanishing": {"num_cpus": 12, "num_gpus": 3, "kinds": ("generating",)},
 }
 """By name; the CPUs and GPUs are such that all replicas of the others find room on the one that is left."""
 
 
 @dataclass
 class Service:
-    """The service of infra/serve/cluster.yaml, with two generators. undisturbed: what each request is answered."""
+    """The service of infra/serve/cluster.yaml, with three generators. undisturbed: what each request is answered."""
 
     cluster: Cluster
     database_url: str
@@ -52,9 +53,11 @@ class Service:
     def add(self, name: str) -> None:
         self.machines[name] = self.cluster.add(name, **MACHINES[name])
 
-    def lose(self, name: str) -> None:
+    def lose(self, name: str) -> Machine:
         """At once, with all that is on it."""
-        self.machines.pop(name).kill()
+        lost = self.machines.pop(name)
+        lost.kill()
+        return lost
 
     def proxy(self, name: str) -> str:
         return f"http://{self.machines[name].address}:8000"
@@ -135,7 +138,7 @@ def service(postgresql_server: PostgreSQLServer, postgresql_template: str) -> It
     with ExitStack() as resources:
         directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="tritext-nodes-")))
         document = cluster_document(make_tiny_model(directory / "model"), directory / "objects")
-        deployment(document, GENERATOR)["autoscaling_config"]["min_replicas"] = 2
+        deployment(document, GENERATOR)["autoscaling_config"]["min_replicas"] = 3
         variables = {"TRITEXT_DATABASE_URL": database_url, "TRITEXT_KEY_PEPPER": token_hex(32)}
         made = Service(
             resources.enter_context(cluster(variables)), database_url, new_key(document, directory, variables)
@@ -182,23 +185,36 @@ def check_answers(service: Service, load: Load, run: str) -> None:
 
 def test_the_graph_is_spread_over_machines_of_its_kinds(service: Service) -> None:
     view = service.console.look()
-    serving, both, generating = (view.replicas_at(service.machines[name].address) for name in MACHINES)
+    serving, both, *generating = (view.replicas_at(service.machines[name].address) for name in MACHINES)
     assert serving == {"Ingress": 1, "Tokenizer": 1, "Dispatcher": 1}
     assert both == {"Ingress": 1, "Tokenizer": 1, "Dispatcher": 1, GENERATOR: 1}
-    assert generating == {GENERATOR: 1}
+    assert generating == [{GENERATOR: 1}] * 2
     assert not view.replicas_at(service.cluster.head.address)
 
 
 def test_no_client_notices_that_a_machine_with_a_generator_is_lost(service: Service) -> None:
     with Load(service, service.proxy("serving"), "generating") as load:
         load.wait_answers(2 * NUM_CLIENTS)
-        service.lose("generating")
+        lost = service.lose("generating")
         load.wait_answers(4 * NUM_CLIENTS)
-        survivor = service.machines["both"].address
-        service.wait_whole(lambda view: view.replicas[GENERATOR] == [survivor] * 2)
+        service.wait_whole(lambda view: lost.address not in view.replicas[GENERATOR])
         load.wait_answers(2 * NUM_CLIENTS)
     assert load.failures == {}
     check_answers(service, load, "generating")
+
+
+def test_no_client_notices_that_a_machine_with_a_generator_vanishes(service: Service) -> None:
+    """Without a word: Ray takes a minute or more to learn of it, and meanwhile gives it requests."""
+    with Load(service, service.proxy("serving"), "vanishing") as load:
+        load.wait_answers(2 * NUM_CLIENTS)
+        lost = service.machines["vanishing"]
+        lost.cut_off()
+        load.wait_answers(4 * NUM_CLIENTS)
+        service.wait_whole(lambda view: lost.address not in view.replicas[GENERATOR])
+        load.wait_answers(2 * NUM_CLIENTS)
+    service.lose("vanishing")
+    assert load.failures == {}
+    check_answers(service, load, "vanishing")
 
 
 def test_a_machine_with_everything_is_lost(service: Service) -> None:

@@ -51,7 +51,7 @@ class Network:
 
     def join(self, number: int, pid: int) -> None:
         """Gives the network namespace of a process its place."""
-        plug = f"{self._name}p{number}"
+        plug = self._plug(number)
         _ip("link", "add", plug, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
         _ip("link", "set", plug, "master", self._name, "up")
         for command in (
@@ -61,14 +61,23 @@ class Network:
         ):
             subprocess.run(["nsenter", "--target", str(pid), "--net", "ip", *command], check=True)
 
+    def cut_off(self, number: int) -> None:
+        """Nothing reaches the place any more, and nothing comes from it; nobody is told."""
+        _ip("link", "set", self._plug(number), "down")
+
     def remove(self) -> None:
         _ip("link", "delete", self._name)
+
+    def _plug(self, number: int) -> str:
+        return f"{self._name}p{number}"
 
 
 class Machine:
     """Runs commands with `environment`; ends by `kill`. Whatever it started ends with it, and with this process."""
 
     def __init__(self, network: Network, number: int, environment: Mapping[str, str]) -> None:
+        self._network = network
+        self._number = number
         self.address = network.address(number)
         self.environment = environment
         self._process = subprocess.Popen(
@@ -112,8 +121,12 @@ class Machine:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def cut_off(self) -> None:
+        """As its power supply or its cable would: it says nothing any more, not even that connections end."""
+        self._network.cut_off(self._number)
+
     def kill(self) -> None:
-        """Every process at once."""
+        """Every process at once; the system ends their connections."""
         if self._process.poll() is None:
             self._init.kill()
             self._process.wait(30)

@@ -169,6 +169,26 @@ async def test_a_stream_passes_every_item_on_and_ends() -> None:
     assert not handle.responses[0].is_cancelled
 
 
+async def test_signs_of_life_are_no_items() -> None:
+    handle = FakeHandle(yielding(None, 1, None, None, 2))
+    assert [item async for item in RayGenerator(handle, 1.0).stream(REQUEST)] == [1, 2]
+
+
+async def test_replica_that_says_nothing_any_more_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.ray_graph.SILENCE_S", 0.05)
+
+    async def one_and_silence() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    handle = FakeHandle(one_and_silence)
+    stream = RayGenerator(handle, 1.0).stream(REQUEST)
+    assert await anext(stream) == 1
+    with pytest.raises(ReplicaLost):
+        await anext(stream)
+    assert handle.responses[0].is_cancelled
+
+
 async def test_closing_a_stream_cancels_the_call() -> None:
     handle = FakeHandle(endless)
     stream = RayGenerator(handle, 1.0).stream(REQUEST)

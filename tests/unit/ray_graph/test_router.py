@@ -4,17 +4,19 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray import ActorID
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest
 
 from deployments.config import EngineConfig, GraphConfig, ModelConfig
 from deployments.ray_graph import bind_graph
-from deployments.ray_router import AffinityRouter
+from deployments.ray_router import AffinityRouter, LoadRouter
 from deployments.types import GenerateRequest, SamplingParams
 
 DEPLOYMENT = DeploymentID("Generator-tiny", "tritext")
@@ -48,10 +50,23 @@ class FakeReplica:
         return self.length
 
 
+@dataclass
+class ReplicaInfo:
+    """What Serve knows of a replica, as far as its wrapper asks."""
+
+    port: int
+    node_ip: str = "127.0.0.1"
+    multiplexed_model_ids: Sequence[str] = ()
+    is_cross_language: bool = False
+
+    def get_actor_handle(self) -> SimpleNamespace:
+        return SimpleNamespace(_actor_id=ActorID.nil())
+
+
 class Caller:
     """Sends requests as Serve's router does, to replicas that never end one."""
 
-    def __init__(self, *replicas: FakeReplica, make_router: Callable[..., AffinityRouter] = AffinityRouter) -> None:
+    def __init__(self, *replicas: FakeReplica, make_router: Callable[..., LoadRouter] = AffinityRouter) -> None:
         self.router = make_router(
             deployment_id=DEPLOYMENT,
             handle_source=DeploymentHandleSource.REPLICA,
@@ -60,7 +75,8 @@ class Caller:
             max_backoff_s=0.001,
         )
         self.router.queue_len_response_deadline_s = 30  # a pause of this machine is no silence of a replica
-        self.router.initialize_state(**router_of().request_router_kwargs)
+        if isinstance(self.router, AffinityRouter):
+            self.router.initialize_state(**router_of().request_router_kwargs)
         self.router.update_replicas(list(replicas))
 
     async def send(self, *arguments: Any) -> str:
@@ -106,7 +122,27 @@ async def test_generators_have_the_router_unless_serve_s_own_is_wanted() -> None
     config = router_of(engine=EngineConfig(block_size=32, enable_prefix_reuse=False))
     assert config.request_router_class == "deployments.ray_router.AffinityRouter"
     assert config.request_router_kwargs == {"block_size": 32, "shares_prefixes": False}
-    assert router_of(routing="load").is_default_request_router()
+    assert router_of(routing="load").request_router_class == "deployments.ray_router.LoadRouter"
+
+
+@pytest.mark.parametrize("router_class", [LoadRouter, AffinityRouter])
+async def test_replica_that_does_not_say_whether_it_takes_a_request_is_unavailable(
+    router_class: type[LoadRouter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is when its machine has vanished; Serve then chooses again."""
+    monkeypatch.setattr("deployments.ray_router.SILENCE_S", 0.05)
+    metadata = RequestMetadata(request_id="r", internal_request_id="r", is_streaming=True, _by_reference=False)
+    request = PendingRequest(args=[], kwargs={}, metadata=metadata)
+    connections: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        replica = Caller(make_router=router_class).router.create_replica_wrapper(ReplicaInfo(port))
+        result = replica.try_send_request(request, with_rejection=True)
+        with pytest.raises(ActorUnavailableError):
+            await result.get_rejection_response()
+        assert result._call.cancelled()
+        for connection in connections:
+            connection.close()
 
 
 async def test_router_works_as_serve_brings_it_to_other_processes() -> None:

@@ -1,0 +1,40 @@
+"""Signs of life from work in another process: a machine can vanish without a word (power, network), and then
+connections to it stay open, and Ray itself learns of it after a minute or more. Pure of Ray."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TypeVar
+
+SIGN_PERIOD_S = 3.0
+SILENCE_S = 15.0
+"""Who says nothing for so long is taken for lost. Where it was only busy, its work is done twice, and used once."""
+
+Item = TypeVar("Item")
+
+
+async def with_signs_of_life(
+    items: AsyncGenerator[Item, None], period_s: float = SIGN_PERIOD_S
+) -> AsyncGenerator[Item | None, None]:
+    """The items, and None whenever there was none for `period_s`. Closing it closes `items`."""
+    awaited: asyncio.Task[Item] | None = None
+    try:
+        while True:
+            awaited = awaited or asyncio.create_task(_next(items))
+            await asyncio.wait({awaited}, timeout=period_s)
+            item = None
+            if awaited.done():
+                try:
+                    item = awaited.result()
+                except StopAsyncIteration:
+                    return
+                awaited = None
+            yield item
+    finally:
+        if awaited is not None:
+            awaited.cancel()
+            await asyncio.wait({awaited})
+        await items.aclose()
+
+
+async def _next(items: AsyncGenerator[Item, None]) -> Item:
+    return await anext(items)
