@@ -108,8 +108,6 @@ def test_what_the_engine_refuses_keeps_its_status(service: Service) -> None:
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
-# The client leaves a socket whose connecting was cancelled to the garbage collector.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
 async def test_requests_that_clients_cancel_leave_nothing_running(service: Service) -> None:
     dice = random.Random(7)
     limits = httpx.Limits(max_connections=None)
