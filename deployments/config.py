@@ -20,7 +20,8 @@ class EngineConfig(Settings):
     it decides how many tokens can be held. max_num_seqs bounds the sequences of one step, max_batched_tokens its tokens
     (prompts are computed in pieces of at most this), max_queued_sequences the sequences that wait to be computed: more
     are refused as an overload. stream_interval_s: how long tokens of a stream may wait for others, to travel in one
-    message; its first and its last do not wait. A stop string is noticed as much later.
+    message: of up to 16 streams, and of 48 or more three times as long. Its first and its last do not wait. A stop
+    string is noticed as much later.
     speculation: while few sequences are at work, guess their next tokens by looking up where their last ones were met
     before, and check several in one step; what is generated stays the same.
     """

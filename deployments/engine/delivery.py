@@ -8,20 +8,25 @@ from collections.abc import Callable, Sequence
 from deployments.engine.generation import QueuedGeneration
 from deployments.engine.protocol import TokenDelta
 
+_FEW_STREAMS = 16
+_LONGEST_STRETCH = 3.0
+
 
 class Delivery:
     """Holds tokens back for a moment, so that one message to a client carries several of them.
 
     A generation's first tokens and the end of a sequence go at once. Other tokens go with the first step that ends
     `interval_s` after the last one that sent everything; those of a generation that wants no pieces wait for the end of
-    a sequence. A step wakes an event loop once for all that it sends it, and not at all where it sends nothing.
+    a sequence. Where more than 16 streams get something the interval grows with their number, up to three times: what
+    sends the messages would take from the steps what they need. A step wakes an event loop once for all that it sends
+    it, and not at all where it sends nothing.
     To be used from one thread.
     """
 
     def __init__(self, interval_s: float, clock: Callable[[], float]) -> None:
         self._interval_s = interval_s
         self._clock = clock
-        self._sent_at = clock()
+        self._next_at = clock() + interval_s
         self._held: dict[QueuedGeneration, list[TokenDelta]] = {}
         self._urgent: set[QueuedGeneration] = set()
         self._failed: dict[QueuedGeneration, Exception] = {}
@@ -41,10 +46,11 @@ class Delivery:
         """Hands over what is due; to be called after each step."""
         due = self._urgent | self._failed.keys()
         now = self._clock()
-        if now - self._sent_at >= self._interval_s:
-            self._sent_at = now
+        if now >= self._next_at:
             # What nobody wants any more goes as well, to be forgotten.
-            due |= {generation for generation in self._held if generation.wants_pieces or not generation.is_open}
+            pieces = {generation for generation in self._held if generation.wants_pieces or not generation.is_open}
+            self._next_at = now + self._interval_s * min(max(1.0, len(pieces) / _FEW_STREAMS), _LONGEST_STRETCH)
+            due |= pieces
         calls: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
         for generation in due:
             loop_calls = calls.setdefault(generation.loop, [])

@@ -98,6 +98,16 @@ async def test_many_streams_share_a_wake_up(loop: Loop) -> None:
     assert all(stream.items == [[0], [1, 2], [3, 4, 5]] for stream in streams)
 
 
+@pytest.mark.parametrize(("number", "stretch"), [(1, 1), (16, 1), (32, 2), (48, 3), (200, 3)])
+async def test_the_more_streams_the_longer_they_wait(loop: Loop, number: int, stretch: int) -> None:
+    steps, streams = Steps(interval_s=8.0), [Recorder(loop) for _ in range(number)]
+    for step in range(60):
+        steps.step(1.0, *[(stream, token(step)) for stream in streams])
+    sizes = [len(item) for item in streams[0].items[2:]]
+    assert sizes == [8 * stretch] * len(sizes)
+    assert sizes
+
+
 async def test_whoever_wants_no_pieces_is_not_woken_before_the_end(loop: Loop) -> None:
     steps, whole = Steps(), Recorder(loop, wants_pieces=False)
     for number in range(20):
