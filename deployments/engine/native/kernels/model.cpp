@@ -169,34 +169,30 @@ class Model {
                  first_block(output(index), thread));
         team_.barrier();
         fetch_first(step, index, chunk, thread);
-        for (int row = rows.begin; row < rows.end; ++row) {
-            adapt_qkv(step, index, chunk.begin + row, row, of_hidden);
-            turn_and_keep(step, index, chunk.begin + row, row);
-        }
+        adapt_qkv(step, index, chunk, rows, of_hidden);
+        for (int row = rows.begin; row < rows.end; ++row) turn_and_keep(step, index, chunk.begin + row, row);
         team_.barrier();
         // Of a prompt's last layer only keys and values are wanted, but for the rows that get logits.
         if (index == shape_.layers - 1 && !chunk.has_logits) return;
         attend_tiles(step, index, chunk, thread);
         team_.barrier();
-        for (int row = rows.begin; row < rows.end; ++row) {
+        for (int row = rows.begin; row < rows.end; ++row)
             of_attended.quantize(row, mixed_ + size_t(row) * attended_);
-            adapt_residual(step, index, chunk.begin + row, row, LORA_OUTPUT, of_attended);
-        }
+        adapt_residual(step, index, chunk, rows, LORA_OUTPUT, of_attended);
         team_.barrier();
         multiply(output(index), of_attended, count, blocks(output(index), thread), Then::add, x, hidden_,
                  first_block(gate_up(index), thread));
         team_.barrier();
         for (int row = rows.begin; row < rows.end; ++row)
             normalize(chunk.begin + row, layer.mlp_norm, of_hidden, row, scratch(thread));
-        for (int row = rows.begin; row < rows.end; ++row) adapt_gate_up(step, index, chunk.begin + row, row, of_hidden);
+        adapt_gate_up(step, index, chunk, rows, of_hidden);
         team_.barrier();
         multiply(gate_up(index), of_hidden, count, blocks(gate_up(index), thread), Then::gate, gated_, intermediate_,
                  first_block(down(index), thread), step.adapters ? added_.data() : nullptr);
         team_.barrier();
-        for (int row = rows.begin; row < rows.end; ++row) {
+        for (int row = rows.begin; row < rows.end; ++row)
             of_gated.quantize(row, gated_ + size_t(row) * intermediate_);
-            adapt_residual(step, index, chunk.begin + row, row, LORA_DOWN, of_gated);
-        }
+        adapt_residual(step, index, chunk, rows, LORA_DOWN, of_gated);
         team_.barrier();
         multiply(down(index), of_gated, count, blocks(down(index), thread), Then::add, x, hidden_,
                  first_block(index + 1 < shape_.layers ? qkv(index + 1) : head_, thread));
@@ -289,35 +285,54 @@ class Model {
         return adapter ? adapter + size_t(layer) * LORA_TARGETS : nullptr;
     }
 
-    void adapt_qkv(const Step& step, int layer, int row, int row_in_chunk, const Activations& x) {
-        const LowRank* of_row = pairs(step, layer, row);
-        if (!of_row) return;
-        float* projected = projected_ + size_t(row_in_chunk) * qkv_;
+    // Calls f with the pairs, the first row and the number of rows in turn that have the same adapter, within the chunk.
+    template <typename F>
+    void with_adapters(const Step& step, int layer, const Chunk& chunk, Range rows, F f) const {
+        if (!step.adapters) return;
+        for (int row = rows.begin, next; row < rows.end; row = next) {
+            const LowRank* of_row = pairs(step, layer, chunk.begin + row);
+            next = row + 1;
+            while (next < std::min(rows.end, row + ADAPTED_ROWS) && pairs(step, layer, chunk.begin + next) == of_row)
+                ++next;
+            if (of_row) f(of_row, row, next - row);
+        }
+    }
+
+    void adapt_qkv(const Step& step, int layer, const Chunk& chunk, Range rows, const Activations& x) {
         const int queries = shape_.heads * shape_.head_dim, keys = shape_.kv_heads * shape_.head_dim;
-        adapt(of_row[LORA_Q], x, row_in_chunk, queries, projected);
-        adapt(of_row[LORA_K], x, row_in_chunk, keys, projected + queries);
-        adapt(of_row[LORA_V], x, row_in_chunk, keys, projected + queries + keys, layers_[layer].values_factor);
+        const float* factors = layers_[layer].values_factor;
+        with_adapters(step, layer, chunk, rows, [&](const LowRank* of_rows, int row, int count) {
+            float* projected = projected_ + size_t(row) * qkv_;
+            adapt(of_rows[LORA_Q], x, row, count, queries, projected, qkv_);
+            adapt(of_rows[LORA_K], x, row, count, keys, projected + queries, qkv_);
+            adapt(of_rows[LORA_V], x, row, count, keys, projected + queries + keys, qkv_, factors);
+        });
     }
 
     // For the linears whose result is added to the row of x_: that of the adapter before it.
-    void adapt_residual(const Step& step, int layer, int row, int row_in_chunk, Target target, const Activations& x) {
-        if (const LowRank* of_row = pairs(step, layer, row))
-            adapt(of_row[target], x, row_in_chunk, shape_.hidden, x_ + size_t(row) * hidden_);
+    void adapt_residual(const Step& step, int layer, const Chunk& chunk, Range rows, Target target,
+                        const Activations& x) {
+        with_adapters(step, layer, chunk, rows, [&](const LowRank* of_rows, int row, int count) {
+            float* residual = x_ + size_t(chunk.begin + row) * hidden_;
+            adapt(of_rows[target], x, row, count, shape_.hidden, residual, hidden_);
+        });
     }
 
-    // What the adapter adds to gate and up, put by for their multiplication.
-    void adapt_gate_up(const Step& step, int layer, int row, int row_in_chunk, const Activations& x) {
-        if (!step.adapters) return;
-        const LowRank* of_row = pairs(step, layer, row);
-        added_[row_in_chunk] = nullptr;
-        if (!of_row || of_row[LORA_GATE].ranks + of_row[LORA_UP].ranks == 0) return;
+    // What adapters add to gate and up, put by for their multiplication.
+    void adapt_gate_up(const Step& step, int layer, const Chunk& chunk, Range rows, const Activations& x) {
         const int n = shape_.intermediate;
-        float* addition = additions_.reserve(0) + size_t(row_in_chunk) * 2 * n;
-        if (of_row[LORA_GATE].ranks == 0) std::fill_n(addition, n, 0.0f);
-        if (of_row[LORA_UP].ranks == 0) std::fill_n(addition + n, n, 0.0f);
-        adapt(of_row[LORA_GATE], x, row_in_chunk, n, addition, nullptr, false);
-        adapt(of_row[LORA_UP], x, row_in_chunk, n, addition + n, layers_[layer].up_factor, false);
-        added_[row_in_chunk] = addition;
+        if (step.adapters) std::fill(added_.begin() + rows.begin, added_.begin() + rows.end, nullptr);
+        with_adapters(step, layer, chunk, rows, [&](const LowRank* of_rows, int row, int count) {
+            if (of_rows[LORA_GATE].ranks + of_rows[LORA_UP].ranks == 0) return;
+            float* additions = additions_.reserve(0) + size_t(row) * 2 * n;
+            for (int m = 0; m < count; ++m) {
+                added_[row + m] = additions + size_t(m) * 2 * n;
+                if (of_rows[LORA_GATE].ranks == 0) std::fill_n(additions + size_t(m) * 2 * n, n, 0.0f);
+                if (of_rows[LORA_UP].ranks == 0) std::fill_n(additions + size_t(m) * 2 * n + n, n, 0.0f);
+            }
+            adapt(of_rows[LORA_GATE], x, row, count, n, additions, 2 * n, nullptr, false);
+            adapt(of_rows[LORA_UP], x, row, count, n, additions + n, 2 * n, layers_[layer].up_factor, false);
+        });
     }
 
     // A tile and a key head, by the number of the unit of work. The longest first: they come last in a prompt.
