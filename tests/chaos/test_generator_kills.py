@@ -18,7 +18,7 @@ from tests.chaos.seeded import Answer, body, stream
 from tests.integration.service import GENERATOR, LOCAL_CONFIG, MODEL, Service, running, wait_until
 
 SEED = int(os.environ.get("TRITEXT_CHAOS_SEED", "1"))
-NUM_STREAMS = int(os.environ.get("TRITEXT_CHAOS_STREAMS", "40"))
+NUM_STREAMS = int(os.environ.get("TRITEXT_CHAOS_STREAMS", "60"))
 NUM_CLIENTS = 12
 
 
