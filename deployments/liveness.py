@@ -32,7 +32,7 @@ async def with_signs_of_life(
     finally:
         if awaited is not None:
             awaited.cancel()
-            await asyncio.wait({awaited})
+            await asyncio.gather(awaited, return_exceptions=True)
         await items.aclose()
 
 
