@@ -13,8 +13,8 @@ namespace tritext {
 
 constexpr int AHEAD_BYTES = 1536;  // how far ahead of its use an adapter is fetched from memory
 constexpr int ADAPTED_ROWS = 4;    // rows with the same adapter that pass it together
-constexpr int RANK_TILE = 8;   // ranks are padded with zeros up to a multiple
-constexpr int MAX_RANK = 256;  // a multiple of RANK_TILE
+constexpr int RANK_TILE = 8;       // ranks are padded with zeros up to a multiple
+constexpr int MAX_RANK = 256;      // a multiple of RANK_TILE
 
 // One linear's pair of one adapter, packed by native_adapter.py and declared again there.
 // A: bytes plus 128 [ranks / 8][k / 8][8 ranks][8], scales [ranks / 8][k / GROUP][8].
