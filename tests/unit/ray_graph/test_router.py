@@ -118,7 +118,7 @@ def router_of(**changes: Any) -> RequestRouterConfig:
     return config
 
 
-async def test_generators_have_the_router_unless_serve_s_own_is_wanted() -> None:
+async def test_generators_prefer_replicas_unless_the_less_busy_is_wanted() -> None:
     config = router_of(engine=EngineConfig(block_size=32, enable_prefix_reuse=False))
     assert config.request_router_class == "deployments.ray_router.AffinityRouter"
     assert config.request_router_kwargs == {"block_size": 32, "shares_prefixes": False}
