@@ -9,10 +9,14 @@ import pytest_asyncio
 
 from deployments import generator_metrics as metrics
 from deployments.config import EngineConfig, ModelConfig
+from deployments.engine.torch_engine import TorchEngine
 from deployments.generator import GeneratorNode
+from deployments.model_files import ModelFiles
+from deployments.start_phases import StartPhases
 from deployments.types import GenerateRequest, SamplingParams
 from tests.factories import make_tiny_model
 from tests.recording_meter import RecordingMeter
+from tests.unit.engine.gated_runner import GatedRunner
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -72,12 +76,25 @@ async def test_totals_count_steps_sequences_and_what_the_cache_spared(node: Gene
     assert node.stats().totals.cached_tokens - first.cached_tokens == 16
 
 
-async def test_a_request_that_is_left_before_its_first_token_is_not_measured(node: GeneratorNode) -> None:
-    before = len(METER.observed(metrics.QUEUE))
-    stream = node.stream(request(tuple(range(80, 380))))
-    task = asyncio.create_task(anext(stream))
+async def test_a_request_that_is_left_before_its_first_token_is_not_measured(tmp_path: Path) -> None:
+    meter, runner = RecordingMeter(), GatedRunner(64, 4)
+    config = EngineConfig(block_size=4, stream_interval_s=0)
+    model = ModelConfig(id="tiny", source=str(make_tiny_model(tmp_path)), engine=config)
+
+    def make_engine(model: ModelConfig, files: ModelFiles, _home: Path, _phases: StartPhases) -> TorchEngine:
+        return TorchEngine(
+            files.directory, model.engine, context_length=64, eos_token_ids=frozenset(), load=lambda *_: runner
+        )
+
+    node = GeneratorNode(model, make_engine=make_engine, meter=meter)
+    await node.start()
+    task = asyncio.create_task(anext(node.stream(request((40, 41, 42)))))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert len(METER.observed(metrics.QUEUE)) == before
+    assert meter.observed(metrics.QUEUE) == []
+    runner.let()
+    await node.generate(request((40, 41, 42)))
+    assert len(meter.observed(metrics.QUEUE)) == 1
+    await node.stop()

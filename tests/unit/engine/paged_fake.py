@@ -14,6 +14,8 @@ from deployments.engine.sequence import Sequence as TokenSequence
 from deployments.errors import InvalidAdapter
 from deployments.types import AdapterRef
 
+VOCAB_SIZE = 50
+
 
 def next_token(token_ids: Sequence[int], vocab_size: int) -> int:
     """What the fake model says comes after these tokens: any function of them will do."""
@@ -43,7 +45,7 @@ class PagedFakeRunner:
     prefix_reuse = True
     device = torch.device("cpu")
 
-    def __init__(self, num_blocks: int, block_size: int, vocab_size: int = 50) -> None:
+    def __init__(self, num_blocks: int, block_size: int, vocab_size: int = VOCAB_SIZE) -> None:
         self.num_blocks = num_blocks
         self.vocab_size = vocab_size
         self.draw = TorchDraw(vocab_size, self.device)

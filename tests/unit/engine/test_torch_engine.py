@@ -1,46 +1,18 @@
 """The engine's thread and queues, with a fake model: cancellation, overload, failures, resuming."""
 
 import asyncio
-import math
-import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from deployments.config import EngineConfig
 from deployments.engine.protocol import Generation
-from deployments.engine.scheduler import Batch
 from deployments.engine.torch_engine import TorchEngine
 from deployments.errors import ContextLengthExceeded, EngineDead, GenerationFailed, InvalidParameter, Overloaded
 from deployments.types import FinishReason, GenerateRequest, SamplingParams
-from tests.unit.engine.paged_fake import PagedFakeRunner, next_token
-
-VOCAB_SIZE = 50
-
-
-class GatedRunner(PagedFakeRunner):
-    """Computes a step only when the test lets it."""
-
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        super().__init__(num_blocks, block_size, VOCAB_SIZE)
-        self._gate = threading.Condition()
-        self._num_allowed = 0.0
-        self.error: BaseException | None = None
-
-    def run(self, batch: Batch) -> Tensor:
-        with self._gate:
-            self._gate.wait_for(lambda: self._num_allowed >= 1)
-            self._num_allowed -= 1
-        if self.error is not None:
-            raise self.error
-        return super().run(batch)
-
-    def let(self, num_steps: float = math.inf) -> None:
-        with self._gate:
-            self._num_allowed += num_steps
-            self._gate.notify()
+from tests.unit.engine.gated_runner import GatedRunner
+from tests.unit.engine.paged_fake import VOCAB_SIZE, next_token
 
 
 @pytest.fixture
