@@ -1,7 +1,7 @@
 """A fine-tuner that plays scripts: it trains nothing, and costs no time."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from enum import Enum, auto
 
 from deployments.training import CheckpointSaved, Finished, Progress, Started, TrainingEvent, TrainingRequest
@@ -15,7 +15,7 @@ class Silence(Enum):
     FOREVER = auto()
 
 
-Script = Sequence[TrainingEvent | Exception | Silence]
+Script = Iterable[TrainingEvent | Exception | Silence]
 
 
 def started(step: int = 0, *, total_steps: int = 2) -> Started:
