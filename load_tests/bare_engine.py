@@ -1,6 +1,6 @@
-"""Runs in a process of its own: the engine as the Generator of `local.yaml` makes it, asked directly, by its pipes.
+"""Runs in a process of its own: the engine as the Generator of a Serve config file makes it, asked directly.
 
-The other end is `load_tests.worker`. Prompts are encoded, as the Tokenizer does it, before the time runs.
+Its pipes carry the questions; the other end is `load_tests.worker`. Prompts are encoded, as the Tokenizer does it, before the time runs.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ Times = tuple[float, float, float, int]
 class BareEngine:
     """Closed-loop clients of an engine, in its process."""
 
-    def __init__(self) -> None:
-        document = yaml.safe_load(LOCAL.read_text(encoding="utf-8"))
+    def __init__(self, serve_config: Path) -> None:
+        document = yaml.safe_load(serve_config.read_text(encoding="utf-8"))
         config = GraphConfig.model_validate(document["applications"][0]["args"]["graph"])
         home, self._model = default_home(), config.models[0]
         files = read_model_files(resolve(self._model.source, home))
@@ -72,7 +72,7 @@ class BareEngine:
         return sent_s, first_s, time.perf_counter() - started, num_tokens
 
 
-async def main() -> None:
+async def main(serve_config: Path) -> None:
     """Generates a token, says so, then obeys until standard input ends. What libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -81,7 +81,7 @@ async def main() -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
-    engine = BareEngine()
+    engine = BareEngine(serve_config)
     await engine.start()
     await engine.generate(["Once upon a time"], concurrency=1, max_tokens=1)
     answer({"ready": True})
@@ -91,4 +91,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(Path(sys.argv[1])))

@@ -23,7 +23,9 @@ from typing import Any, Protocol
 import aiohttp
 import httpx
 import psutil
+import yaml
 
+from load_tests.bare_engine import LOCAL
 from load_tests.figures import percentile
 from load_tests.http_server import HttpServer
 from load_tests.own import new_home, serving
@@ -93,20 +95,25 @@ class Measured:
 
 
 @contextmanager
-def both(profile: str) -> Iterator[tuple[HttpServer, Worker]]:
-    """The service and the bare engine, ready; threads and allocator of the engine are set as the launcher does it."""
+def both(profile: str, engine_threads: int) -> Iterator[tuple[HttpServer, Worker]]:
+    """The service and the bare engine, ready; allocator of the engine and threads are set as the launcher does it,
+    unless `engine_threads` says how many threads the engine has."""
     env = {"OMP_NUM_THREADS": str(psutil.cpu_count(logical=False) or 1), "MALLOC_ARENA_MAX": "2"}
-    with (
-        new_home() as home,
-        serving(home, "--profile", profile) as service,
-        worker([sys.executable, "-m", "load_tests.bare_engine"], env=env) as engine,
-    ):
-        yield service, engine
+    document = yaml.safe_load(LOCAL.read_text(encoding="utf-8"))
+    document["applications"][0]["args"]["graph"]["models"][0]["engine"]["num_threads"] = engine_threads
+    with new_home() as home:
+        config = home / "serve.yaml"
+        config.write_text(yaml.safe_dump(document), encoding="utf-8")
+        with (
+            serving(home, "--profile", profile, "--config", str(config)) as service,
+            worker([sys.executable, "-m", "load_tests.bare_engine", config], env=env) as engine,
+        ):
+            yield service, engine
 
 
-def measure(measured: Measured, *, turns: int, number: int) -> None:
+def measure(measured: Measured, *, turns: int, number: int, engine_threads: int = 0) -> None:
     """Adds so many turns of each kind; `number` is of no other call to the same measurement."""
-    with both(measured.profile) as (service, engine):
+    with both(measured.profile, engine_threads) as (service, engine):
         take_turn(Measured(""), service, engine, number=2, concurrency=_MANY)  # warms both up
         before = framework_buckets(service)
         for turn in range(turns):
@@ -223,12 +230,18 @@ def main() -> None:
     parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=list(PROFILES))
     parser.add_argument("--rounds", type=int, default=2, help="in each of which every profile is started once")
     parser.add_argument("--turns", type=int, default=4, help="of the service and of the bare engine, in a round")
+    parser.add_argument(
+        "--engine-threads",
+        type=int,
+        default=0,
+        help="of both engines; fewer than there are cores leave some to what is around the engine, as a GPU does",
+    )
     parser.add_argument("--raw", type=Path, help="file for the times of all requests, as JSON")
     arguments = parser.parse_args()
     all_measured = [Measured(profile) for profile in arguments.profiles]
     for number in range(arguments.rounds):
         for one in all_measured:
-            measure(one, turns=arguments.turns, number=number)
+            measure(one, turns=arguments.turns, number=number, engine_threads=arguments.engine_threads)
             sys.stdout.write(f"{one.profile}, round {number + 1}: added {statistics.median(one.added_ms()):.1f} ms\n")
             sys.stdout.flush()
     if arguments.raw:
