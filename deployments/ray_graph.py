@@ -180,20 +180,13 @@ class GeneratorReplica:
             to.report(self._node.stats())
             await asyncio.sleep(_REPORT_S)
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult | None, None]:
-        """None is a sign of life."""
-        async with aclosing(with_signs_of_life(self._result(request))) as results:
-            async for result in results:
-                yield result
-
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk | None, None]:
-        """None is a sign of life."""
-        async with aclosing(with_signs_of_life(self._node.stream(request))) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def _result(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult, None]:
+    @with_signs_of_life
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult, None]:
         yield await self._node.generate(request)
+
+    @with_signs_of_life
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        return self._node.stream(request)
 
     async def stats(self) -> AsyncGenerator[Any, None]:
         yield self._node.stats()

@@ -1,6 +1,7 @@
 """Runs in a process of its own: the engine as the Generator of a Serve config file makes it, asked directly.
 
-Its pipes carry the questions; the other end is `load_tests.worker`. Prompts are encoded, as the Tokenizer does it, before the time runs.
+Its pipes carry the questions; the other end is `load_tests.worker`. Prompts are encoded, as the Tokenizer does it,
+before the time runs.
 """
 
 import asyncio

@@ -29,13 +29,13 @@ async def test_items_come_as_they_are_and_the_end_too() -> None:
     numbers = Numbers()
     for item in (1, 2, 3, None):
         numbers.told.put_nowait(item)
-    assert [item async for item in with_signs_of_life(numbers.stream(), 60)] == [1, 2, 3]
+    assert [item async for item in with_signs_of_life(numbers.stream, 60)()] == [1, 2, 3]
     assert numbers.is_closed
 
 
 async def test_silence_is_filled_and_nothing_is_lost() -> None:
     numbers = Numbers()
-    stream = with_signs_of_life(numbers.stream(), 0.001)
+    stream = with_signs_of_life(numbers.stream, 0.001)()
     assert [await anext(stream) for _ in range(3)] == [None] * 3
     numbers.told.put_nowait(1)
     numbers.told.put_nowait(2)
@@ -45,7 +45,7 @@ async def test_silence_is_filled_and_nothing_is_lost() -> None:
 
 async def test_error_comes_after_what_came_before() -> None:
     numbers = Numbers()
-    stream = with_signs_of_life(numbers.stream(), 60)
+    stream = with_signs_of_life(numbers.stream, 60)()
     numbers.told.put_nowait(1)
     numbers.told.put_nowait(ValueError("no number"))
     assert await anext(stream) == 1
@@ -55,7 +55,7 @@ async def test_error_comes_after_what_came_before() -> None:
 
 async def test_closing_closes_what_is_waited_for() -> None:
     numbers = Numbers()
-    stream = with_signs_of_life(numbers.stream(), 0.001)
+    stream = with_signs_of_life(numbers.stream, 0.001)()
     assert await anext(stream) is None
     await stream.aclose()
     assert numbers.is_closed
@@ -63,7 +63,7 @@ async def test_closing_closes_what_is_waited_for() -> None:
 
 async def test_cancelling_closes_what_is_waited_for() -> None:
     numbers = Numbers()
-    stream = with_signs_of_life(numbers.stream(), 60)
+    stream = with_signs_of_life(numbers.stream, 60)()
 
     async def consume() -> None:
         async for _ in stream:
