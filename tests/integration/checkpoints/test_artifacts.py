@@ -16,6 +16,8 @@ from deployments.checkpoints.probe import probe
 from deployments.errors import CorruptObject, ObjectNotFound, ObjectStoreError
 from tests.integration.checkpoints.conftest import PART_BYTES, Place
 
+pytestmark = pytest.mark.timeout(180)
+
 WEIGHTS = "adapter_model.safetensors"
 YEAR_S = 365 * 86400.0
 

@@ -13,6 +13,8 @@ from deployments.checkpoints.store import MAX_FREE_KEY_BYTES, ObjectStore
 from deployments.errors import ObjectNotFound
 from tests.integration.checkpoints.conftest import PART_BYTES, Place
 
+pytestmark = pytest.mark.timeout(180)
+
 KEY = "blobs/sha256/a"
 NUM_WRITERS = 8
 
@@ -99,7 +101,6 @@ def test_an_object_is_deleted_and_created_again(objects: ObjectStore) -> None:
     assert read(objects) == b"second"
 
 
-@pytest.mark.timeout(120)
 def test_every_object_of_a_prefix_is_listed(objects: ObjectStore) -> None:
     """More than one page of S3."""
     keys = [f"blobs/sha256/{number:04}" for number in range(1050)]
