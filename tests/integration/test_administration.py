@@ -2,15 +2,15 @@
 
 import csv
 import io
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from serve_app.use_cases.keys import CACHE_TTL_S
 from tests.integration.service import MODEL, Service, wait_until
+
+pytestmark = pytest.mark.timeout(400)
 
 LIMITS = {"totalgpt": {"windows": [{"name": "hour", "quota": 5, "period_s": 3600}]}}
 BODY = {"model": MODEL, "prompt": "Hello", "max_tokens": 4, "temperature": 0}
@@ -77,9 +77,8 @@ def test_user_administers_nothing(user: httpx.Client) -> None:
     assert user.get("/v1/admin/accounts").status_code == 403
 
 
-def test_revoked_key_is_refused_within_its_time(admin: httpx.Client, user: httpx.Client, key: dict[str, Any]) -> None:
+def test_revoked_key_is_refused(admin: httpx.Client, user: httpx.Client, key: dict[str, Any]) -> None:
+    """How soon, the unit tests of the keys tell by a clock of their own."""
     assert user.get("/v1/account").status_code == 200
     assert admin.delete(f"/v1/admin/keys/{key['id']}").status_code == 200
-    revoked_at = time.monotonic()
-    wait_until(lambda: user.get("/v1/account").status_code == 401, timeout_s=CACHE_TTL_S + 1, what="refused")
-    assert time.monotonic() - revoked_at < CACHE_TTL_S + 1
+    wait_until(lambda: user.get("/v1/account").status_code == 401, timeout_s=60, what="refused")
