@@ -94,6 +94,7 @@ class Ingress:
         self._resources.callback(files.close)
         nudge = DispatcherClient(dispatcher).nudge
         fine_tuning = FineTuning(SqlJobs(database), files, catalog, graph.tokenizer, config.fine_tuning, nudge=nudge)
+        self._resources.push_async_callback(fine_tuning.close)
         webhooks = Webhooks(SqlWebhooks(database), SealedSecrets(secrets.pepper()), config.webhooks, nudge=nudge)
         self._services = Services(
             config=config,

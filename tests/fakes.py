@@ -107,7 +107,7 @@ class FakeGenerator:
 
     texts: the chunks of each sequence, by index, again from the first where a request asks for more sequences.
     error: raised after the last chunk of a stream, and instead of a whole answer.
-    hang: after the last chunk, wait until cancelled.
+    hang: after the last chunk, wait until cancelled; `hanging` is set then.
     The logarithm of each token's probability is -1/(index + 1): of several sequences the last is the best.
     """
 
@@ -127,6 +127,7 @@ class FakeGenerator:
         self.hang = hang
         self.requests: list[GenerateRequest] = []
         self.started = asyncio.Event()
+        self.hanging = asyncio.Event()
         self.num_finished = 0
         self.num_cancelled = 0
         self.closed = asyncio.Event()
@@ -176,6 +177,7 @@ class FakeGenerator:
                 yield chunk
                 await asyncio.sleep(0)
             if self.hang:
+                self.hanging.set()
                 await asyncio.Event().wait()
             if self.error is not None:
                 raise self.error

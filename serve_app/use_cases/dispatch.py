@@ -31,7 +31,14 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Run:
     fence: int
+    run: JobRun
     task: asyncio.Task[None]
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it needs no cancellation: what ends by itself may have more to do than to let go of its job, and a
+        second cancellation would keep it from ending its worker."""
+        return self.run.is_ending or self.task.cancelling() > 0
 
 
 class Dispatcher:
@@ -99,8 +106,7 @@ class Dispatcher:
         now = self._now()
         held = await self._held(now)
         for job_id, run in self._runs.items():
-            is_ending = run.task.cancelling() > 0  # a second time would keep it from ending its worker
-            if held.get(job_id) != run.fence and not is_ending:
+            if held.get(job_id) != run.fence and not run.is_ending:
                 run.task.cancel()
         for job_id in held.keys() - self._runs.keys():  # a claim whose answer was lost
             await self._release(job_id, held[job_id])
@@ -115,7 +121,7 @@ class Dispatcher:
         job = claim.job
         run = JobRun(claim, self._queue, self._fine_tuner, self._config, meter=self._meter, now=self._now)
         task = asyncio.create_task(run.run())
-        self._runs[job.id] = _Run(job.fence, task)
+        self._runs[job.id] = _Run(job.fence, run, task)
         task.add_done_callback(partial(self._forget, job.id))
         logger.info("job %s runs here, under fence %d", job.id, job.fence)
 

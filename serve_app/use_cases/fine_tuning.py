@@ -98,6 +98,10 @@ class FineTuning:
         self._nudge = nudge
         self._now = now
 
+    async def close(self) -> None:
+        """Lets go of the database; to be called when nobody waits for a job any more."""
+        await self._ends.close()
+
     async def create(self, command: FineTuneCommand) -> Job:
         """A job that waits for its turn; it is stored when this returns.
 

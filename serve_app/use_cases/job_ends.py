@@ -42,6 +42,12 @@ class JobEnds:
         if done:
             end.result()
 
+    async def close(self) -> None:
+        """Looks no more; nobody may be waiting."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
     async def _look(self) -> None:
         try:
             while self._awaited:

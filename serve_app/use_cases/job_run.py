@@ -41,7 +41,10 @@ logger = logging.getLogger(__name__)
 
 
 class JobRun:
-    """While the database does not answer, training goes on, and what happened is stored when it does again."""
+    """While the database does not answer, training goes on, and what happened is stored when it does again.
+
+    is_ending: the job leaves it, by its own doing.
+    """
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class JobRun:
         self._progress: Progress | None = None  # not stored yet
         self._stored_at = self._told_at = now()
         self._num_told = 0
+        self.is_ending = False
 
     async def run(self) -> None:
         """Returns when the job has ended, waits for another worker, or is not under the claim any more; the worker has
@@ -74,6 +78,7 @@ class JobRun:
                 raise
             except Exception as error:
                 await self._store_progress()
+                self.is_ending = True
                 await self._advance(self._consequence(error))
         except ClaimLost:
             logger.info("job %s is no longer run here", self._claim.job.id)
@@ -116,6 +121,7 @@ class JobRun:
                 await self._advance(lambda job: transitions.checkpointed(job, self._now(), event))
             case Finished():
                 training_time_s = self._claim.job.training_time_s + event.training_time_s
+                self.is_ending = True
                 await self._advance(
                     lambda job: transitions.published(job, self._now(), event, training_time_s=training_time_s)
                 )

@@ -110,6 +110,7 @@ async def running_service(
         fine_tuning = FineTuning(
             SqlJobs(database), files, models.catalog, plain.graph.tokenizer, config, nudge=dispatcher.nudge
         )
+        stack.push_async_callback(fine_tuning.close)
         if fine_tuner is not None:
             await stack.enter_async_context(dispatcher.running())
         services = replace(

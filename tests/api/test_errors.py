@@ -1,8 +1,10 @@
 """What is the same on every route: bodies that are refused, keys, unknown paths and methods, ids, other origins."""
 
+import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import httpx
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from serve_app.config import HttpConfig
 from tests.api.conftest import ClientFactory
 from tests.fakes import KEY, FakeGenerator
+from tests.loop_time import LoopTime
 
 AITEXTGEN = "/v1/aitextgen/generate"
 INFERKIT = "/v1/models/standard/generate"
@@ -171,20 +174,35 @@ async def test_unknown_exception_is_a_generic_500_and_says_nothing(
     assert "secret" not in caplog.text
 
 
+_DEADLINE = HttpConfig(request_deadline_s=600, stream_keep_alive_s=600)
+
+
+async def _past_the_deadline(
+    posting: Coroutine[Any, Any, httpx.Response], generator: FakeGenerator, time: LoopTime
+) -> httpx.Response:
+    """The answer to a request whose deadline passes while its generator hangs."""
+    answer = asyncio.create_task(posting)
+    await generator.hanging.wait()
+    generator.hanging.clear()
+    time.move_on(_DEADLINE.request_deadline_s)
+    return await answer
+
+
 async def test_deadline_is_504(make_client: ClientFactory) -> None:
-    generator = FakeGenerator(hang=True, texts=[()])
-    client = await make_client(generator=generator, http=HttpConfig(request_deadline_s=0.01))
+    generator, time = FakeGenerator(hang=True, texts=[()]), LoopTime()
+    client = await make_client(generator=generator, http=_DEADLINE)
     for path, body in ((AITEXTGEN, {"prompt": "x"}), (INFERKIT, {"length": 10, "streamResponse": True})):
-        response = await client.post(path, json=body)
+        response = await _past_the_deadline(client.post(path, json=body), generator, time)
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "deadline_exceeded"
     assert generator.num_cancelled == 2
 
 
 async def test_deadline_in_a_started_stream_is_its_last_line(make_client: ClientFactory) -> None:
-    generator = FakeGenerator("a", hang=True)
-    client = await make_client(generator=generator, http=HttpConfig(request_deadline_s=0.05))
-    response = await client.post(INFERKIT, json={"length": 10, "streamResponse": True})
+    generator, time = FakeGenerator("a", hang=True), LoopTime()
+    client = await make_client(generator=generator, http=_DEADLINE)
+    posting = client.post(INFERKIT, json={"length": 10, "streamResponse": True})
+    response = await _past_the_deadline(posting, generator, time)
     assert response.status_code == 200
     assert json.loads(response.text.splitlines()[-1])["error"]["code"] == "deadline_exceeded"
     assert generator.num_cancelled == 1

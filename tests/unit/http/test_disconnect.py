@@ -12,6 +12,7 @@ from deployments.errors import DeadlineExceeded, GenerationFailed, Overloaded
 from serve_app.http.disconnect import run_while_connected
 from serve_app.http.error_response import error_as_ndjson
 from serve_app.http.streaming import stream_response
+from tests.loop_time import LoopTime
 
 SIGN = b": alive"
 
@@ -173,8 +174,15 @@ async def test_later_error_is_the_last_chunk() -> None:
 
 
 async def test_late_stream_ends_with_an_error() -> None:
-    client, chunks = Client(), Chunks(b"a", hang=True)
-    await stream(client, chunks, deadline_s=0.05)
+    client, chunks, time = Client(), Chunks(b"a", hang=True), LoopTime()
+
+    async def past_the_deadline(message: Message) -> None:
+        client.sent.append(message)
+        if client.chunks == [b"a"]:
+            time.move_on(600)
+
+    client.send = past_the_deadline  # type: ignore[method-assign]
+    await stream(client, chunks, deadline_s=600, keep_alive_s=1000)
     assert b"deadline_exceeded" in client.chunks[1]
     assert chunks.is_closed
 
@@ -205,15 +213,17 @@ async def test_stream_that_waits_begins_and_says_that_it_lives() -> None:
 
 
 async def test_silence_in_the_middle_of_a_stream_is_filled() -> None:
-    client, chunks = Client(), Chunks(b"a", hang=True)
+    client, chunks, time = Client(), Chunks(b"a", hang=True), LoopTime()
 
     async def leave_after_two_signs(message: Message) -> None:
         client.sent.append(message)
         if client.chunks == [b"a", SIGN, SIGN]:
             client.gone.set()
+        elif client.chunks:
+            time.move_on(60)
 
     client.send = leave_after_two_signs  # type: ignore[method-assign]
-    await stream(client, chunks, keep_alive_s=0.01)
+    await stream(client, chunks, deadline_s=600, keep_alive_s=60)
     assert client.chunks[:3] == [b"a", SIGN, SIGN]
     assert chunks.is_closed
 

@@ -66,7 +66,9 @@ class Bench:
 async def bench(sqlite_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
     async with open_database(sqlite_url) as database:
         files = TrainingFiles(SqlTrainingFiles(database), ArtifactStore(LocalStore(tmp_path / "objects")), CONFIG)
-        yield Bench(SqlJobs(database), files)
+        bench = Bench(SqlJobs(database), files)
+        yield bench
+        await bench.fine_tuning.close()
 
 
 async def test_job_is_stored_and_the_dispatcher_nudged(bench: Bench) -> None:
@@ -176,7 +178,7 @@ async def test_waiting_ends_with_its_time(bench: Bench) -> None:
 
 
 async def test_outage_of_the_database_is_waited_through(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = await bench.create()
+    job = await bench.fine_tuning.cancel("me", (await bench.create()).id)
     get, calls = SqlJobs.get, 0
 
     async def get_or_fail(store: SqlJobs, account: str, job_id: str) -> Job:
@@ -187,7 +189,7 @@ async def test_outage_of_the_database_is_waited_through(bench: Bench, monkeypatc
         return await get(store, account, job_id)
 
     monkeypatch.setattr(SqlJobs, "get", get_or_fail)
-    assert await bench.fine_tuning.wait("me", job.id, timeout_s=1) == job
+    assert await bench.fine_tuning.wait("me", job.id, timeout_s=600) == job
     calls = -1000
     with pytest.raises(StorageError):
         await bench.fine_tuning.wait("me", job.id, timeout_s=0.05)

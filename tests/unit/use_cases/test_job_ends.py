@@ -62,6 +62,18 @@ async def test_nobody_waits_longer_than_asked_for_and_then_nothing_is_looked_at(
     await ends.wait("a", timeout_s=30)
 
 
+async def test_closed_it_asks_no_more() -> None:
+    jobs = Jobs()
+    jobs.has_ended = {"a"}
+    ends = JobEnds(jobs, look_s=0.001)
+    await ends.close()
+    await ends.wait("a", timeout_s=30)
+    await ends.close()
+    number = len(jobs.looks)
+    await asyncio.sleep(0.02)
+    assert len(jobs.looks) == number
+
+
 async def test_outage_is_waited_through_and_another_fault_is_told() -> None:
     jobs = Jobs()
     jobs.error = StorageError("the database does not answer")
