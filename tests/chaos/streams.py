@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -11,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from serve_app.ledger.entries import Counts
 from tests.integration.service import MODEL
 
 PROMPT = "The lighthouse keeper counted the ships that passed, and every evening he wrote"
@@ -18,22 +18,18 @@ PROMPT = "The lighthouse keeper counted the ships that passed, and every evening
 
 @dataclass
 class Exchange:
-    """One request as its client saw it. received: tokens of prompt and answer, and code points, after each event, with
-    the time. ended: the answer came to its end. left: the client did not wait for it."""
+    """One request as its client saw it. received: tokens of prompt and answer, and code points, after each event.
+    ended: the answer came to its end. left: the client did not wait for it. broken: the server did not send it."""
 
     id: str
     dialect: str
-    received: list[tuple[float, int, int, int]] = field(default_factory=list)
+    received: list[Counts] = field(default_factory=list)
     ended: bool = False
     left: bool = False
-    broken_at: float | None = None
+    broken: bool = False
 
     def add(self, prompt_tokens: int, completion_tokens: int, characters: int) -> None:
-        self.received.append((time.monotonic(), prompt_tokens, completion_tokens, characters))
-
-    def received_until(self, at: float) -> tuple[int, int, int]:
-        """What had arrived then."""
-        return next((counts for moment, *counts in reversed(self.received) if moment <= at), [0, 0, 0])  # type: ignore[return-value]
+        self.received.append(Counts(prompt_tokens, completion_tokens, characters))
 
 
 class Clients:
@@ -60,7 +56,7 @@ class Clients:
             try:
                 await kind(exchange)
             except httpx.HTTPError:
-                exchange.broken_at = time.monotonic()
+                exchange.broken = True
             if not exchange.ended:
                 await asyncio.sleep(0.2)
 
@@ -90,7 +86,7 @@ class Clients:
                     exchange.left = True
                     return
         if not exchange.ended:
-            exchange.broken_at = time.monotonic()
+            exchange.broken = True
 
     async def _inferkit_stream(self, exchange: Exchange) -> None:
         body = {"prompt": PROMPT, "length": self._random.randint(50, 400), "streamResponse": True}
@@ -106,7 +102,7 @@ class Clients:
                 exchange.add(0, 0, characters)
                 exchange.ended = data["isFinalChunk"]
         if not exchange.ended:
-            exchange.broken_at = time.monotonic()
+            exchange.broken = True
 
     async def _whole(self, exchange: Exchange) -> None:
         body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 30, "n": 2, "best_of": 3}
