@@ -2,12 +2,17 @@
 
 import errno
 import http.client
+import random
 import socket
 from dataclasses import dataclass
 
 from serve_app.config import SetupError
 
 HOST = "127.0.0.1"
+
+_OTHERS = range(10_000, 30_000)
+"""Below the ports that the system gives to anybody, and those that Serve gives to replicas: a choice is bound only when
+Ray has started, whose processes take dozens of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +64,9 @@ def answers(port: int, path: str) -> bool:
 
 def _prefer(port: int, taken: set[int]) -> int:
     """This port if it is free, else any free one that is not in `taken`; adds the choice to `taken`."""
+    choice = random.SystemRandom()
     while port in taken or _bind_error(port) is not None:
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = probe.getsockname()[1]
+        port = choice.choice(_OTHERS)
     taken.add(port)
     return port
 

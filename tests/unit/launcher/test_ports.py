@@ -33,6 +33,11 @@ def test_the_ports_of_a_service_are_distinct_and_avoid_its_own() -> None:
     assert len(set(numbers)) == len(numbers)
 
 
+def test_what_stands_in_for_a_usual_port_is_none_that_the_system_gives_to_others() -> None:
+    """Ray's processes, which start first, would take it."""
+    assert ports.choose(8500).fallback < 30_000
+
+
 def test_nobody_at_the_port_is_no_answer(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     listener.close()
