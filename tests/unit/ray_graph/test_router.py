@@ -133,16 +133,18 @@ async def test_replica_that_does_not_say_whether_it_takes_a_request_is_unavailab
     monkeypatch.setattr("deployments.ray_router.SILENCE_S", 0.05)
     metadata = RequestMetadata(request_id="r", internal_request_id="r", is_streaming=True, _by_reference=False)
     request = PendingRequest(args=[], kwargs={}, metadata=metadata)
-    connections: list[asyncio.StreamWriter] = []
-    async with await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0) as silent:
+    connected: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+    async with await asyncio.start_server(lambda _, writer: connected.set_result(writer), "127.0.0.1", 0) as silent:
         port = silent.sockets[0].getsockname()[1]
         replica = Caller(make_router=router_class).router.create_replica_wrapper(ReplicaInfo(port))
         result = replica.try_send_request(request, with_rejection=True)
         with pytest.raises(ActorUnavailableError):
             await result.get_rejection_response()
         assert result._call.cancelled()
-        for connection in connections:
-            connection.close()
+        connection = await connected  # which may be after the call has been given up
+        silent.close()
+        connection.close()
+        await connection.wait_closed()
 
 
 async def test_router_works_as_serve_brings_it_to_other_processes() -> None:
