@@ -70,9 +70,10 @@ async def idle(engine: TorchEngine) -> None:
 
 async def test_answers_many_requests_at_once(make_engine) -> None:
     engine, runner = await make_engine()
-    runner.let()
     prompts = [[index, 1, 2] for index in range(20)]
-    answers = await asyncio.gather(*[collect(engine.submit(make_request(prompt))) for prompt in prompts])
+    generations = [engine.submit(make_request(prompt)) for prompt in prompts]
+    runner.let()
+    answers = await asyncio.gather(*map(collect, generations))
     assert answers == [{0: expected_tokens(prompt, 5)} for prompt in prompts]
     assert max(len(batch.scheduled) for batch in runner.batches) > 1
 
@@ -163,8 +164,10 @@ async def test_stop_ends_what_runs(make_engine) -> None:
     generation = engine.submit(make_request([1], max_tokens=60))
     runner.let(3)
     await anext(aiter(generation))
+    stopping = asyncio.create_task(engine.stop())
+    await asyncio.sleep(0)
     runner.let()
-    await engine.stop()
+    await stopping
     with pytest.raises(EngineDead):
         await collect(generation)
 

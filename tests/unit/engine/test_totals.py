@@ -76,9 +76,9 @@ async def test_a_request_that_waits_is_queued_and_its_tokens_have_their_times(
 async def test_sequences_that_give_their_cache_back_are_counted() -> None:
     runner = GatedRunner(17, 4)
     engine = await start(runner, enable_prefix_reuse=False)
-    runner.let()
     try:
         generations = [engine.submit(make_request([n, n, n], max_tokens=50)) for n in (1, 2, 3)]
+        runner.let()
         for generation in generations:
             async for _ in generation:
                 pass
