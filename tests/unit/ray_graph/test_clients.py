@@ -244,7 +244,7 @@ async def test_cancelling_a_unary_call_cancels_it_at_the_replica() -> None:
 
 async def test_a_call_accepted_in_the_moment_of_its_cancellation_is_cancelled_too() -> None:
     handle = FakeHandle(endless, is_accepting=False)
-    task = asyncio.create_task(RayGenerator(handle, 1.0).generate(REQUEST))
+    task = asyncio.create_task(RayGenerator(handle, 60.0).generate(REQUEST))
     while not handle.responses:
         await asyncio.sleep(0)
     for _ in range(3):
