@@ -67,6 +67,14 @@ class Answer:
         return all(later[: len(part)] == part for part, later in pairs)
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """After how many chunks, or how many seconds, a client gives its request up; None: not for that reason."""
+
+    chunks: int | None = None
+    seconds: float | None = None
+
+
 @dataclass(slots=True)
 class Soak:
     """What a soak found. Counts requests; memory in bytes."""
@@ -125,7 +133,7 @@ async def soak(node: GeneratorNode, *, vocab_size: int, num_requests: int, seed:
             if number in looked_after:
                 result.memory.append(resident_bytes())
             request = random_request(number, seed, vocab_size)
-            answer = await send(node, request, random.Random(f"{seed} cancel {number}"))  # noqa: S311
+            answer = await send(node, request, random_patience(number, seed))
             result.num_tokens += sum(map(len, answer.token_ids))
             result.ends["failed" if answer.error else "answered" if answer.whole else "cancelled"] += 1
             if number in repeated:
@@ -138,31 +146,26 @@ async def soak(node: GeneratorNode, *, vocab_size: int, num_requests: int, seed:
     result.memory.append(resident_bytes())
     for request, answer in kept:
         # A salt of its own: nothing is found in the cache.
-        alone = await send(node, replace(request, cache_salt=f"alone {request.request_id}"), None)
+        alone = await send(node, replace(request, cache_salt=f"alone {request.request_id}"), Patience())
         result.num_repeated += 1
         result.num_different += not answer.agrees_with(alone)
     return result
 
 
-async def send(node: GeneratorNode, request: GenerateRequest, cancels: random.Random | None) -> Answer:
-    """The answer to a request; with `cancels` perhaps cancelled, after some chunks or at any moment."""
+async def send(node: GeneratorNode, request: GenerateRequest, patience: Patience) -> Answer:
+    """The answer to a request, as far as it was waited for."""
     answer = Answer.empty(request.num_sequences)
-    way = cancels.random() if cancels else 1.0
-    if cancels is None or way > 0.3:
-        await _receive(node, request, answer)
-    elif way > 0.15:
-        await _receive(node, request, answer, max_chunks=cancels.randrange(4))
+    if patience.seconds is None:
+        await _receive(node, request, answer, max_chunks=patience.chunks)
     else:
-        task = asyncio.create_task(_receive(node, request, answer))
-        await asyncio.wait([task], timeout=cancels.choice((0.0, 0.01, 0.1, 0.3)))
+        task = asyncio.create_task(_receive(node, request, answer, max_chunks=None))
+        await asyncio.wait([task], timeout=patience.seconds)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     return answer
 
 
-async def _receive(
-    node: GeneratorNode, request: GenerateRequest, answer: Answer, *, max_chunks: int | None = None
-) -> None:
+async def _receive(node: GeneratorNode, request: GenerateRequest, answer: Answer, *, max_chunks: int | None) -> None:
     try:
         async with aclosing(node.stream(request)) as chunks:
             num_chunks = 0
@@ -174,6 +177,17 @@ async def _receive(
         answer.whole = True
     except ServiceError as error:
         answer.error = type(error).__name__
+
+
+def random_patience(number: int, seed: int) -> Patience:
+    """Seven of ten wait for the whole answer."""
+    rng = random.Random(f"{seed} cancel {number}")  # noqa: S311
+    way = rng.random()
+    if way > 0.3:
+        return Patience()
+    if way > 0.15:
+        return Patience(chunks=rng.randrange(4))
+    return Patience(seconds=rng.choice((0.0, 0.01, 0.1, 0.3)))
 
 
 def random_request(number: int, seed: int, vocab_size: int) -> GenerateRequest:
