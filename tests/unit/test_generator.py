@@ -265,7 +265,8 @@ async def test_cached_prefix_is_counted_and_changes_nothing(node: GeneratorNode)
 
 
 async def test_health_before_start_and_after_stop(directory: Path) -> None:
-    node = GeneratorNode(ModelConfig(id="tiny", source=str(directory), context_length=64))
+    engine = EngineConfig(dtype="float64")  # the default one is compiled first, which takes long
+    node = GeneratorNode(ModelConfig(id="tiny", source=str(directory), context_length=64, engine=engine))
     with pytest.raises(EngineDead):
         await node.check_health()
     await node.start()

@@ -2,9 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from deployments.engine.native.build import missing_on_this_machine
+from deployments.engine.native.build import compiled_kernels, missing_on_this_machine
 
 from .models import write_model
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Whichever test runs first waits for the compiler."""
+    item.add_marker(pytest.mark.timeout(300))
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +18,9 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reason = missing_on_this_machine()
     if reason is not None:
         pytest.skip(reason)
-    return tmp_path_factory.mktemp("kernels")
+    cache = tmp_path_factory.mktemp("kernels")
+    compiled_kernels(cache)
+    return cache
 
 
 @pytest.fixture(scope="session")
