@@ -52,7 +52,7 @@ class FakeS3:
 class _Handler(BaseHTTPRequestHandler):
     fake: FakeS3
     protocol_version = "HTTP/1.1"
-    timeout = 1  # of a connection that its client keeps
+    timeout = 60  # of a connection that its client keeps; shorter, it may end just when a request comes
 
     def log_message(self, *_words: Any) -> None:
         pass

@@ -87,7 +87,7 @@ def test_a_server_that_says_nothing_is_given_up(fake_s3: FakeS3) -> None:
     started_at = time.monotonic()
     with pytest.raises(ObjectStoreError, match="ReadTimeout"):
         store_of(fake_s3, read_s=0.1, attempts=2).head("a")
-    assert 0.2 <= time.monotonic() - started_at < 5
+    assert time.monotonic() - started_at >= 0.2
 
 
 def test_a_server_that_is_not_there_is_given_up() -> None:
