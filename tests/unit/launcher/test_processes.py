@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from serve_app.launcher import processes
@@ -39,7 +38,7 @@ def test_only_processes_with_the_marker_are_ended(
     mine, other = start(tmp_path / "mine", SLEEPS), start(tmp_path / "other", SLEEPS)
     assert [process.pid for process in processes.find(tmp_path / "mine")] == [mine.pid]
     assert processes.end_all(tmp_path / "mine") == []
-    assert not psutil.pid_exists(mine.pid)
+    assert mine.wait(30) is not None
     assert other.poll() is None
 
 
@@ -49,7 +48,7 @@ def test_a_process_that_ignores_the_request_is_forced(
     monkeypatch.setattr(processes, "_TERM_WAIT_S", 0.1)
     stubborn = start(tmp_path, IGNORES_TERM)
     assert processes.end_all(tmp_path) == []
-    assert not psutil.pid_exists(stubborn.pid)
+    assert stubborn.wait(30) is not None
 
 
 def test_a_process_that_has_changed_its_title_is_found(
@@ -58,7 +57,7 @@ def test_a_process_that_has_changed_its_title_is_found(
     changes_title = "import ray, time; ray._raylet.setproctitle('x' * 200); print(flush=True); time.sleep(60)"
     renamed = start(tmp_path, changes_title)
     assert processes.end_all(tmp_path) == []
-    assert not psutil.pid_exists(renamed.pid)
+    assert renamed.wait(30) is not None
 
 
 def test_a_process_whose_environment_is_overwritten_is_known_by_its_open_files(
@@ -68,7 +67,7 @@ def test_a_process_whose_environment_is_overwritten_is_known_by_its_open_files(
     title = "import ray, time; ray._raylet.setproctitle('x' * 100_000)"
     renamed = start(tmp_path, f"{log}; {title}; print(flush=True); time.sleep(60)")
     assert processes.end_all(tmp_path) == []
-    assert not psutil.pid_exists(renamed.pid)
+    assert renamed.wait(30) is not None
 
 
 def test_a_known_process_is_ended_without_its_marker(
@@ -77,4 +76,4 @@ def test_a_known_process_is_ended_without_its_marker(
     unmarked = start(tmp_path / "other", SLEEPS)
     known = [process for process in processes.descendants() if process.pid == unmarked.pid]
     assert processes.end_all(tmp_path, known) == []
-    assert not psutil.pid_exists(unmarked.pid)
+    assert unmarked.wait(30) is not None
