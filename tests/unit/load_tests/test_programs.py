@@ -1,5 +1,6 @@
 """Real small programs, started, asked and stopped as the contenders are."""
 
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +12,6 @@ import pytest
 from load_tests.bench import measure
 from load_tests.contender import Contender, Started
 from load_tests.http_server import http_server
-from load_tests.processes import free_port
 from load_tests.records import CellRecord, FailureRecord, MemoryRecord, PrefillRecord, StartRecord, of_type
 from load_tests.traffic import Target
 from load_tests.worker import worker
@@ -64,11 +64,20 @@ serve(Loop())
 
 
 @contextmanager
+def _held_port() -> Iterator[int]:
+    """A port that is given to nobody else before the server listens there, which reuses addresses."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+@contextmanager
 def _start_server(num_clients: int) -> Iterator[Started]:  # noqa: ARG001
-    port = free_port()
-    target = Target(f"http://127.0.0.1:{port}/v1/completions", "m")
-    with http_server([sys.executable, "-c", _SERVER, str(port)], port, lambda: target) as server:
-        yield server
+    with _held_port() as port:
+        target = Target(f"http://127.0.0.1:{port}/v1/completions", "m")
+        with http_server([sys.executable, "-c", _SERVER, str(port)], port, lambda: target) as server:
+            yield server
 
 
 def _start_worker(num_clients: int) -> AbstractContextManager[Started]:  # noqa: ARG001
@@ -77,9 +86,8 @@ def _start_worker(num_clients: int) -> AbstractContextManager[Started]:  # noqa:
 
 @contextmanager
 def _start_broken(num_clients: int) -> Iterator[Started]:  # noqa: ARG001
-    port = free_port()
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
-    with http_server(command, port, lambda: Target("", "")) as server:
+    with _held_port() as port, http_server(command, port, lambda: Target("", "")) as server:
         yield server
 
 
