@@ -1,20 +1,23 @@
 """Fine-tuned models in SQL: published with their jobs, each account sees its own, found by an index."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from serve_app.config import FineTuningConfig
 from serve_app.jobs import transitions
 from serve_app.jobs.job import Job
 from serve_app.stores.database import Database
 from serve_app.stores.jobs import SqlJobs
+from serve_app.stores.tables import jobs, tuned_models
 from serve_app.stores.tuned_models import SqlTunedModels
 from serve_app.use_cases.tuned_models import ComingModel
 from tests.fake_fine_tuner import MANIFEST, finished
 from tests.integration.stores.plans import Plans, explain, recorded
-from tests.job_rows import add_job
+from tests.job_rows import add_job, rows
 
 CONFIG = FineTuningConfig()
 AT = 2_000_000.0
@@ -27,9 +30,9 @@ def models(database: Database) -> SqlTunedModels:
 
 async def publish(database: Database, *, at: float = AT, **fields: Any) -> Job:
     """A job that has made its model."""
-    jobs, job = SqlJobs(database), await add_job(database, **fields)
-    await jobs.change(job.account, job.id, lambda job: transitions.claimed(job, at, worker="worker", config=CONFIG))
-    return await jobs.change(
+    store, job = SqlJobs(database), await add_job(database, **fields)
+    await store.change(job.account, job.id, lambda job: transitions.claimed(job, at, worker="worker", config=CONFIG))
+    return await store.change(
         job.account, job.id, lambda job: transitions.published(job, at, finished(), training_time_s=1.0)
     )
 
@@ -93,9 +96,18 @@ async def test_model_is_not_there_for_another_account(database: Database, models
 
 
 async def test_models_are_found_by_an_index(database: Database, models: SqlTunedModels) -> None:
-    for _ in range(300):
-        job = await publish(database, account="acme")
-    async with database.write() as connection:
+    job = await publish(database, account="acme")
+    [job_row], [model_row] = await rows(database, "jobs"), await rows(database, "tuned_models")
+
+    def others(row: Mapping[str, Any], **columns: str) -> list[dict[str, Any]]:
+        return [
+            {**row, **{name: f"{start}-{number}" for name, start in columns.items()}, "created_at": AT + number}
+            for number in range(300)
+        ]
+
+    async with database.write() as connection:  # in one transaction: a disk may be slow to keep each
+        await connection.execute(insert(jobs), others(job_row, id="job", model_id="model"))
+        await connection.execute(insert(tuned_models), others(model_row, id="model", job="job"))
         await connection.exec_driver_sql("ANALYZE")
     plans = Plans()
     with recorded(database, plans):
