@@ -1,6 +1,5 @@
 """What stands on the wire, seen on a raw socket: chunks, flushing, and clients that go away."""
 
-import asyncio
 import json
 
 import pytest
@@ -70,7 +69,7 @@ async def test_client_that_leaves_before_the_answer_ends_the_work(path: str, bod
             await client.post(path, body)
             await generator.started.wait()
             assert not generator.closed.is_set()
-        await asyncio.wait_for(generator.closed.wait(), 5)
+        await generator.closed.wait()
     assert generator.num_cancelled == 1
 
 
@@ -82,7 +81,7 @@ async def test_client_that_leaves_in_the_middle_of_a_stream_ends_the_work() -> N
             await client.post(INFERKIT, STREAM)
             await client.read_head()
             await client.read_chunk()
-        await asyncio.wait_for(generator.closed.wait(), 5)
+        await generator.closed.wait()
     assert generator.num_cancelled == 1
 
 

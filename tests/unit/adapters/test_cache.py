@@ -96,9 +96,8 @@ async def use(cache: AdapterCache, name: str) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
+    while not condition():
+        await asyncio.sleep(0)
 
 
 async def test_an_adapter_is_there_while_it_is_used_and_afterwards() -> None:

@@ -109,9 +109,10 @@ async def test_object_store_that_does_not_answer_holds_up_nobody_else(
     files: TrainingFiles, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = await files.add("me", filename="f", purpose="fine-tune", original=None, documents=["a"])
-    goes_on = threading.Event()
+    is_stalled, goes_on = threading.Event(), threading.Event()
 
     def stalled(*_args: object, **_kwargs: object) -> bytes:
+        is_stalled.set()
         goes_on.wait(30)
         return b"a"
 
@@ -119,8 +120,10 @@ async def test_object_store_that_does_not_answer_holds_up_nobody_else(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     reading = [asyncio.create_task(files.content("me", file.id)) for _ in range(9)]
     try:
-        await asyncio.sleep(0.05)
-        assert await asyncio.wait_for(asyncio.to_thread(lambda: "ready"), 5) == "ready"
+        while not is_stalled.is_set():
+            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(lambda: "ready") == "ready"
+        assert not any(task.done() for task in reading)
     finally:
         goes_on.set()
     assert await asyncio.gather(*reading) == [b"a"] * 9
