@@ -77,16 +77,16 @@ class RayFineTuner:
             ray.kill(actor)
 
     async def _starting(self, actor: Any) -> AsyncGenerator[Alive, None]:
-        """Beats until the actor runs. Raises Overloaded."""
+        """Beats until the actor runs, also before the end of the wait is noticed. Raises Overloaded."""
         wait_s = self._config.trainer.start_wait_s
         started = asyncio.ensure_future(_result(actor.start.remote()))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         try:
             while not (await asyncio.wait({started}, timeout=min(BEAT_S, wait_s / 2)))[0]:
-                if loop.time() >= deadline:
-                    raise Overloaded(f"the cluster had no room for a worker within {wait_s:g} s", _START_RETRY_S)
                 yield Alive()
+                if loop.time() >= deadline and not started.done():
+                    raise Overloaded(f"the cluster had no room for a worker within {wait_s:g} s", _START_RETRY_S)
             await started
         finally:
             started.cancel()

@@ -22,6 +22,7 @@ import ray
 
 from deployments.config import GraphConfig
 from deployments.errors import InvalidTrainingData, ServiceError
+from deployments.model_source import default_home
 from deployments.ray_fine_tuner import RayFineTuner
 from deployments.training import Alive, Started, TrainingEvent, TrainingParams, TrainingRequest
 from tests.fake_fine_tuner import finished, progress
@@ -61,12 +62,30 @@ class Waiting(Node):
 
 
 class Stuck(Node):
-    """Never lets any other thread of its process run."""
+    """Once its beat has been received, never lets any other thread of its process run."""
 
     async def rest(self) -> AsyncGenerator[TrainingEvent, None]:
         yield Alive()
-        await asyncio.sleep(0.5)  # so that what was said is sent
+        received, stuck = signs(os.getpid())
+        await existing(received)
+        stuck.touch()
         re.match("(a+)+$", "a" * 60 + "b")
+
+
+def signs(pid: int) -> tuple[Path, Path]:
+    """Files that are there as soon as a `Stuck` of this process was heard of, and as soon as it is stuck."""
+    return default_home() / f"received-{pid}", default_home() / f"stuck-{pid}"
+
+
+async def let_stick(pid: int) -> None:
+    received, stuck = signs(pid)
+    received.touch()
+    await existing(stuck)
+
+
+async def existing(path: Path) -> None:
+    while not await asyncio.to_thread(path.exists):
+        await asyncio.sleep(0.05)
 
 
 def make_config(**trainer: Any) -> GraphConfig:
@@ -87,23 +106,29 @@ async def whole(node: type[Node], **trainer: Any) -> list[str]:
 
 
 async def with_worker(node: type[Node], act: Callable[[psutil.Process], None]) -> dict[str, Any]:
-    """Acts on the worker once it trains, and goes on to the end or for a second; then closes."""
+    """Acts on the worker once it trains, and goes on to the end, or for a second where none comes; then closes."""
     result: dict[str, Any] = {}
+    worker: psutil.Process | None = None  # what comes before it trains are beats of its start
     async with aclosing(RayFineTuner(make_config(), make_node=node).train(REQUEST)) as events:
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(None) as limit:
                 async for event in events:
                     if isinstance(event, Started):
                         worker = psutil.Process(event.step)
                         result["niceness"] = event.total_steps
                         result["is_apart"] = worker.pid != os.getpid()
                         act(worker)
-                    elif act is look:
+                        if act is psutil.Process.suspend:
+                            limit.reschedule(asyncio.get_running_loop().time() + 1)
+                    elif worker is not None and act is look:
+                        if node is Stuck:
+                            await let_stick(worker.pid)
                         break
         except TimeoutError:
             result["error"] = "silent"
         except ServiceError as error:
             result["error"] = type(error).__name__
+    assert worker is not None
     result["ended_after_s"] = await ended_after(worker)
     return result
 
@@ -130,10 +155,12 @@ class Owner:
 
     async def pids(self) -> tuple[int, int]:
         self._events = RayFineTuner(make_config(), make_node=Stuck).train(REQUEST)
+        worker: int | None = None
         async for event in self._events:
             if isinstance(event, Started):
                 worker = event.step
-            elif worker:
+            elif worker is not None:
+                await let_stick(worker)
                 return os.getpid(), worker
         raise AssertionError("it has not started")
 
@@ -142,7 +169,6 @@ async def owner_dies() -> float | None:
     owner = Owner.remote()  # type: ignore[attr-defined]
     owner_pid, worker_pid = await owner.pids.remote()
     worker = psutil.Process(worker_pid)
-    await asyncio.sleep(1)
     os.kill(owner_pid, signal.SIGKILL)
     return await ended_after(worker)
 

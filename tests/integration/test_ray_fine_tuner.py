@@ -14,12 +14,17 @@ def came_to() -> dict[str, Any]:
     return outcomes("ray_runs")
 
 
+def but_beats(events: list[str]) -> list[str]:
+    """Without those of a start that takes its time."""
+    return [event for event in events if event != "Alive"]
+
+
 def test_events_arrive_in_order(came_to: dict[str, Any]) -> None:
-    assert came_to["whole"] == ["Started", "Progress", "Finished"]
+    assert but_beats(came_to["whole"]) == ["Started", "Progress", "Finished"]
 
 
 def test_error_arrives_as_it_was_raised(came_to: dict[str, Any]) -> None:
-    assert came_to["failing"] == [
+    assert but_beats(came_to["failing"]) == [
         "Started",
         "Progress",
         "InvalidTrainingData: nothing is left (training_data[3])",
@@ -27,7 +32,9 @@ def test_error_arrives_as_it_was_raised(came_to: dict[str, Any]) -> None:
 
 
 def test_run_that_finds_no_room_beats_and_is_an_overload_in_the_end(came_to: dict[str, Any]) -> None:
-    assert came_to["no room"] == ["Alive", "Overloaded: the cluster had no room for a worker within 1 s (None)"]
+    *beats, last = came_to["no room"]
+    assert set(beats) == {"Alive"}
+    assert last == "Overloaded: the cluster had no room for a worker within 1 s (None)"
 
 
 def test_worker_has_a_process_of_its_own_of_low_priority(came_to: dict[str, Any]) -> None:
@@ -49,7 +56,7 @@ def test_worker_dies_with_the_process_that_called_for_it(came_to: dict[str, Any]
 
 
 def test_what_workers_had_reserved_is_free_again(came_to: dict[str, Any]) -> None:
-    assert came_to["room again"] == ["Started", "Progress", "Finished"]
+    assert but_beats(came_to["room again"]) == ["Started", "Progress", "Finished"]
 
 
 def test_what_killed_workers_left_is_removed_by_the_next(came_to: dict[str, Any]) -> None:
