@@ -1,7 +1,6 @@
 import json
 import multiprocessing
 import sys
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from deployments.model_preparation import packages
 from deployments.model_preparation.cache import MANIFEST, prepared, sha256
 from deployments.model_source import default_home, resolve
 from tests.factories import make_tokenizer
+from tests.unit.preparing_process import prepare_until_another_waits
 
 PACKAGE = "tiny-model"
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, HIDDEN = 4, 2, 8, 32
@@ -231,28 +231,11 @@ def test_a_failed_preparation_leaves_nothing_and_can_be_repeated(tmp_path: Path)
     assert prepared(tmp_path / "model", lambda _: None, report=lambda _: None).is_dir()
 
 
-def _prepare_until_another_waits(root: Path, is_another_waiting: Event) -> None:
-    def make(directory: Path) -> None:
-        with (root / "makers").open("a", encoding="utf-8") as stream:
-            stream.write("x")
-        if not is_another_waiting.wait(30):
-            raise TimeoutError
-        (directory / "file").write_text("content", encoding="utf-8")
-
-    def report(message: str) -> None:
-        if "waiting for another process" in message:
-            is_another_waiting.set()
-
-    prepared(root / "model", make, report=report)
-    if (root / "model" / "file").read_text(encoding="utf-8") != "content":
-        raise SystemExit(1)
-
-
 def test_of_several_processes_one_prepares_and_the_others_wait(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     is_another_waiting = context.Event()
     processes = [
-        context.Process(target=_prepare_until_another_waits, args=(tmp_path, is_another_waiting)) for _ in range(2)
+        context.Process(target=prepare_until_another_waits, args=(tmp_path, is_another_waiting)) for _ in range(2)
     ]
     for process in processes:
         process.start()
