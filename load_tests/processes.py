@@ -75,7 +75,7 @@ class Program:
 def running(
     command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, pipes: bool = False
 ) -> Iterator[Program]:
-    """The program in a process group of its own, until the block ends: then interrupted, and killed if it stays.
+    """The program in a process group of its own, until the block ends: then told to end, and killed if it stays.
 
     With `pipes` its standard input and output are to be read and written by the caller.
     """
@@ -110,7 +110,7 @@ def machine_cpu_s() -> float:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
+    process.terminate()  # an interrupt may be ignored, where this one runs in the background
     try:
         process.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
