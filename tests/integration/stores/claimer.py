@@ -1,7 +1,8 @@
 """A process that runs jobs as fast as it can: `python -m tests.integration.stores.claimer URL WORKER SEED`.
 
 It says `ready`, starts at the first line that it is sent, and ends when nothing is open. Sometimes it oversleeps its
-lease, and tries to publish nevertheless. It prints how many jobs it has published, how often its claim was lost, and
+lease, and tries to publish nevertheless: `OVERSLEEPER` does so with its first claim until another has taken the job,
+and says `asleep` before. At the end each prints how many jobs it has published, how often its claim was lost, and
 the most jobs that it saw running, in all and of one account.
 """
 
@@ -23,11 +24,13 @@ from tests.fake_fine_tuner import finished
 
 CONFIG = FineTuningConfig(max_jobs=3, max_jobs_per_account=1, lease_s=0.5, max_attempts=1000, retry_s=0.01)
 OVERSLEEPS = 0.03
+OVERSLEEPER = "worker-0"
 
 
 async def run(database: Database, worker: str, dice: random.Random) -> list[int]:
     queue = SqlJobQueue(database, CONFIG)
     published = lost = most = most_of_account = 0
+    oversleeps = worker == OVERSLEEPER
     while True:
         claim = await queue.claim(worker, time.time(), besides=(), takes_over=True)
         accounts = await open_jobs(database, "running")
@@ -38,7 +41,13 @@ async def run(database: Database, worker: str, dice: random.Random) -> list[int]
                 return [published, lost, most, most_of_account]
             await asyncio.sleep(0.001)
             continue
-        await asyncio.sleep(0.6 if dice.random() < OVERSLEEPS else dice.uniform(0, 0.004))
+        if oversleeps:
+            oversleeps = False
+            say("asleep")
+            while await fence_of(database, claim.job.id) == claim.job.fence:
+                await asyncio.sleep(0.01)
+        else:
+            await asyncio.sleep(0.6 if dice.random() < OVERSLEEPS else dice.uniform(0, 0.004))
         try:
             await queue.advance(
                 claim.job.id,
@@ -50,6 +59,16 @@ async def run(database: Database, worker: str, dice: random.Random) -> list[int]
             lost += 1
 
 
+def say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+async def fence_of(database: Database, job_id: str) -> int:
+    async with database.read() as connection:
+        return int((await connection.execute(select(jobs.c.fence).where(jobs.c.id == job_id))).scalar_one())
+
+
 async def open_jobs(database: Database, status: str) -> Counter[str]:
     """How many of each account are in this status, all at one moment."""
     async with database.read() as connection:
@@ -58,8 +77,7 @@ async def open_jobs(database: Database, status: str) -> Counter[str]:
 
 async def main(url: str, worker: str, seed: int) -> list[int]:
     async with open_database(url) as database:
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
+        say("ready")
         await asyncio.to_thread(sys.stdin.readline)
         return await run(database, worker, random.Random(seed))
 

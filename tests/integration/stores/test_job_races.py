@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from serve_app.stores.database import Database
-from tests.integration.stores.claimer import CONFIG
+from tests.integration.stores.claimer import CONFIG, OVERSLEEPER
 from tests.job_rows import add_endpoint, add_job, rows
 
 NUM_PROCESSES = 6
@@ -14,7 +14,7 @@ NUM_JOBS = 200
 
 
 def race(url: str) -> list[list[int]]:
-    """What each process has printed."""
+    """What each process has printed. The one that oversleeps has claimed its first job before the others start."""
     command = [sys.executable, "-m", "tests.integration.stores.claimer", url]
     processes = [
         subprocess.Popen(
@@ -25,10 +25,12 @@ def race(url: str) -> list[list[int]]:
     try:
         for process in processes:
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
+        for number, process in enumerate(processes):
+            assert process.stdin is not None and process.stdout is not None
             process.stdin.write("go\n")
             process.stdin.flush()
+            if f"worker-{number}" == OVERSLEEPER:
+                assert process.stdout.readline() == "asleep\n"
         return [list(map(int, process.communicate(timeout=100)[0].split())) for process in processes]
     finally:
         for process in processes:
