@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,10 @@ def body(number: int, model: str) -> dict[str, Any]:
     }
 
 
-async def stream(client: httpx.AsyncClient, asked: dict[str, Any], request_id: str) -> Answer:
-    """Raises AssertionError where anything but a whole answer comes."""
+async def stream(
+    client: httpx.AsyncClient, asked: dict[str, Any], request_id: str, *, heard: Callable[[], object] = lambda: None
+) -> Answer:
+    """Calls `heard` at each event. Raises AssertionError where anything but a whole answer comes."""
     texts, reasons = ["", ""], ["", ""]
     logprobs: list[list[float]] = [[], []]
     usage = None
@@ -57,6 +60,7 @@ async def stream(client: httpx.AsyncClient, asked: dict[str, Any], request_id: s
                 continue
             event = json.loads(line.removeprefix("data: "))
             assert "error" not in event, event
+            heard()
             usage = event.get("usage") or usage
             for choice in event["choices"]:
                 texts[choice["index"]] += choice["text"]
