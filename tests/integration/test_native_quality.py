@@ -109,15 +109,19 @@ def test_a_start_takes_little_time_and_memory(directory: Path, model_home: Path,
     code = """
 import re, sys, time
 from pathlib import Path
+import torch
+importing = time.process_time()
 from deployments.config import EngineConfig
 from deployments.engine.native.loading import load_native_runner
 load_native_runner(Path(sys.argv[1]), EngineConfig(), Path(sys.argv[2]))
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
-print(time.process_time(), int(peak[1]) / 1024, "transformers" in sys.modules)
+print(importing, time.process_time() - importing, int(peak[1]) / 1024, "transformers" in sys.modules)
 """
     command = [sys.executable, "-c", code, str(directory), str(model_home)]
-    seconds, mebibytes, imported = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    importing, rest, mebibytes, imported = done.stdout.split()
 
-    assert float(seconds) < 2.5  # of the processor, so that a busy machine does not matter
+    # In time of the processor, and by what no start can do without, so that a busy or a slow machine does not matter.
+    assert float(rest) < float(importing)
     assert float(mebibytes) < 700
     assert imported == "False"
