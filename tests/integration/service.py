@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import psutil
@@ -23,6 +24,8 @@ import yaml
 
 from serve_app.launcher.local_state import make_runtime_dir
 from serve_app.launcher.profile import MARKER
+
+T = TypeVar("T")
 
 MODEL = "SmolLM2-135M-Instruct"
 GENERATOR = f"Generator-{MODEL}"
@@ -46,8 +49,13 @@ print(json.dumps(answer))
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Below the ports that the system gives to anybody, Ray's processes among them, and beside those that other servers
+    choose: it is bound only a while later."""
+    choice = random.SystemRandom()
+    while True:
+        port = choice.randrange(10_000, 12_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> float:
@@ -155,6 +163,18 @@ class Service:
             and (_environment(process).get("TRITEXT_HOME") == home or _has_open_file(process, runtime_dir))
         ]
 
+    def names(self) -> set[str]:
+        """Of the processes."""
+        return set(self.ask_processes(lambda process: process.name()))
+
+    def ask_processes(self, ask: Callable[[psutil.Process], T]) -> list[T]:
+        """What every process of the service says of itself, but for those that end meanwhile."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(ask(process))
+        return found
+
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """Those that run at this moment."""
         return self.processes_called(f"ServeReplica:tritext:{deployment}")
@@ -184,7 +204,7 @@ class Service:
 
     def _ask(self, script: str) -> Any:
         """What a script that runs in the cluster leaves in `answer`."""
-        raylet = next(process for process in self.processes() if process.name() == "raylet")
+        [raylet] = self.processes_called("/raylet/raylet ")
         variables = _environment(raylet)
         del variables[MARKER]
         [variables["RAY_ADDRESS"]] = (

@@ -38,7 +38,7 @@ def test_a_stop_ends_every_process_and_the_next_start_prints_the_same_key(
     home = new_home()
     with running(home, profile) as service:
         first_key = service.key
-        names = {process.name() for process in service.processes()}
+        names = service.names()
         assert {"raylet", "gcs_server"} <= names
         assert ("haproxy" in names) is (profile == "throughput")
         assert service.stop(number) == 0
@@ -64,14 +64,15 @@ def test_what_a_killed_launcher_leaves_is_ended_by_the_next_start(
     home = new_home()
     first = start("throughput", home)
     first.wait_ready()
+    of_first, before = first.names(), first.processes()
     first.process.kill()
     first.process.wait()
     second = start("throughput", home, port=first.port)
     second.wait_ready()
     assert second.complete().status_code == 200
-    assert len([process for process in second.processes() if process.name() == "raylet"]) == 1
-    assert len([process for process in second.processes() if process.name() == "haproxy"]) == 1
-    assert len([process for process in second.processes() if process.name() == "ray::DashboardAgent"]) == 1
+    for names in (of_first, second.names()):
+        assert {"raylet", "haproxy", "ray::DashboardAgent"} <= names
+    assert set(before).isdisjoint(second.processes())
 
 
 def test_services_of_one_machine_run_side_by_side(start: Callable[..., Service]) -> None:
