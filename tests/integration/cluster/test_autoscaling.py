@@ -166,7 +166,7 @@ def num_training(view: View) -> int:
 
 def test_asleep_the_graph_has_no_machine_with_a_gpu(service: tuple[Watch, httpx.Client]) -> None:
     watch, client = service
-    assert client.get("/ready").status_code == 200
+    wait_until(lambda: client.get("/ready").status_code == 200, timeout_s=60, what="ready")
     assert watch.most(num_generating) == watch.most(num_training) == 0
     assert watch.now.with_resource("serving") == watch.now.with_resource("dispatching") == 1
 
