@@ -11,7 +11,6 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray import serve
 
@@ -24,9 +23,11 @@ from deployments.local_graph import LocalGraph
 from deployments.ray_graph import RayGenerator, bind_graph, generator_name
 from deployments.types import AdapterRef, GenerateRequest, SamplingParams
 from tests.factories import make_tiny_model
+from tests.integration.scenarios import only_replica
 from tests.seaweedfs import SeaweedFS, running_seaweedfs
 from tests.unit.engine.adapters import adapter_tensors, config_of, make_adapter, write_adapter
 
+APP = "tiny"
 LINEARS = {f"model.layers.{layer}.self_attn.{name}_proj": (64, 64) for layer in range(2) for name in ("q", "o")}
 PROMPT = tuple(range(40, 75))
 
@@ -99,7 +100,7 @@ async def replica_killed(bench: Bench, generator: Generator) -> list[bool]:
             token_ids += chunk.token_ids
             if not is_killed:
                 is_killed = True
-                replica().kill()
+                only_replica(APP, generator_name("tiny")).kill()
                 bench.s3.kill()
     return [token_ids == expected, await told(generator, adapter, 200) == expected]
 
@@ -114,17 +115,6 @@ async def store_gone(bench: Bench, generator: Generator) -> list[Any]:
     return [gone, await told(generator, adapter) == (await bench.expected([adapter]))[0]]
 
 
-def replica() -> psutil.Process:
-    [process] = [
-        process
-        for process in psutil.process_iter()
-        if process.name().startswith("ray::ServeRepli")
-        and generator_name("tiny") in " ".join(process.cmdline())
-        and process.environ().get("TRITEXT_HOME") == os.environ["TRITEXT_HOME"]
-    ]
-    return process
-
-
 SCENARIOS = {"in turns": in_turns, "refused": refused, "replica killed": replica_killed, "store gone": store_gone}
 
 
@@ -132,7 +122,7 @@ async def main(s3: SeaweedFS, home: Path) -> dict[str, Any]:
     bench = Bench(s3, home)
     await asyncio.to_thread(serve.start, proxy_location="Disabled")
     _, generators = bind_graph(bench.config, longest_call_s=10)
-    handle = await asyncio.to_thread(serve.run, generators["tiny"], name="tiny", route_prefix=None)
+    handle = await asyncio.to_thread(serve.run, generators["tiny"], name=APP, route_prefix=None)
     generator = ContinuingGenerator(RayGenerator(handle, 60))
     return {name: await scenario(bench, generator) for name, scenario in SCENARIOS.items()}
 

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ray
 from ray import serve
 
 from deployments.config import GraphConfig
+from deployments.ray_fine_tuner import MakeNode
 from deployments.training import Alive, CheckpointSaved, Started, TrainingEvent, TrainingRequest
 from serve_app.config import AppConfig, Secrets
 from serve_app.dispatcher import DISPATCHER, DispatcherClient, DispatcherReplica
@@ -25,8 +27,10 @@ from serve_app.jobs import transitions
 from serve_app.jobs.job import Job, JobStatus
 from serve_app.stores.database import Database, open_database
 from serve_app.stores.jobs import SqlJobs
+from serve_app.use_cases import dispatch
 from tests.fake_fine_tuner import finished, progress
 from tests.integration.ray_runs import ended_after
+from tests.integration.scenarios import only_replica
 from tests.job_rows import add_job, stored
 
 APP = "tritext"
@@ -55,6 +59,14 @@ class Node:
         yield finished()
 
 
+class NudgedReplica(DispatcherReplica):
+    """Looks for nothing by itself: what becomes of a job under it, a nudge has done."""
+
+    async def __init__(self, config: AppConfig, make_node: MakeNode) -> None:  # type: ignore[misc]  # Serve awaits it
+        dispatch.LOOK_S = 3600.0
+        await super().__init__(config, make_node)  # type: ignore[misc]
+
+
 class Bench:
     def __init__(self, database: Database, client: DispatcherClient) -> None:
         self.database = database
@@ -79,17 +91,30 @@ class Bench:
     async def running(self, job: Job, *, fence: int = 1) -> psutil.Process:
         """The worker, once it has saved a checkpoint."""
         found = await self.until(job, lambda job: job.started_at is not None and job.fence == fence and job.step > 2)
-        await asyncio.sleep(0.5)
+        async with asyncio.timeout(60):
+            while not await self._jobs.checkpoints(job.account, job.id, after=None, limit=1):
+                await asyncio.sleep(0.02)
         return psutil.Process(found.step)
 
+    @asynccontextmanager
+    async def nudging(self) -> AsyncGenerator[None, None]:
+        """Nudges again and again, since a nudge that is late for a dispatcher is lost."""
 
-async def quick(bench: Bench) -> list[Any]:
-    started_at = time.monotonic()
+        async def nudge() -> None:
+            while True:
+                self._client.nudge()
+                await asyncio.sleep(1)
+
+        nudges = asyncio.create_task(nudge())
+        try:
+            yield
+        finally:
+            nudges.cancel()
+
+
+async def quick(bench: Bench) -> JobStatus:
     job = await bench.add("quick")
-    await bench.until(job, lambda job: job.status is JobStatus.RUNNING)
-    claimed_s = time.monotonic() - started_at
-    done = await bench.until(job, lambda job: job.status.is_final)
-    return [done.status, claimed_s]
+    return (await bench.until(job, lambda job: job.status.is_final)).status
 
 
 def stopped_by(transition: Callable[[Job, float], transitions.Change]) -> Callable[[Bench], Awaitable[Any]]:
@@ -113,7 +138,7 @@ async def worker_killed(bench: Bench) -> list[Any]:
 async def dispatcher_killed(bench: Bench) -> list[Any]:
     job = await bench.add("endless")
     worker = await bench.running(job)
-    dispatcher().kill()
+    only_replica(APP, DISPATCHER).kill()
     ended_s = await ended_after(worker)
     done = await bench.until(job, lambda job: job.status.is_final)
     return [done.status, done.fence, ended_s]
@@ -127,34 +152,35 @@ async def dispatcher_stops(bench: Bench) -> list[Any]:
     return [left.status, left.attempts, await ended_after(worker)]
 
 
-def dispatcher() -> psutil.Process:
-    [process] = [
-        process
-        for process in psutil.process_iter()
-        if process.name().startswith("ray::ServeRepli")
-        and DISPATCHER in " ".join(process.cmdline())
-        and process.environ().get("TRITEXT_HOME") == os.environ["TRITEXT_HOME"]
-    ]
-    return process
+Scenarios = dict[str, Callable[[Bench], Awaitable[Any]]]
 
-
-SCENARIOS: dict[str, Callable[[Bench], Awaitable[Any]]] = {
+NUDGED: Scenarios = {
     "quick": quick,
     "cancelled": stopped_by(transitions.cancelled),
     "paused": stopped_by(transitions.paused),
+}
+SCENARIOS: Scenarios = {
     "worker killed": worker_killed,
     "dispatcher killed": dispatcher_killed,
     "dispatcher stops": dispatcher_stops,
 }
 
 
+async def bench_of(replica: type[DispatcherReplica], database: Database) -> Bench:
+    deployment = serve.deployment(replica, name=DISPATCHER, health_check_period_s=1)
+    handle = await asyncio.to_thread(serve.run, deployment.bind(CONFIG, Node), name=APP, route_prefix=None)
+    return Bench(database, DispatcherClient(handle))
+
+
 async def main() -> dict[str, Any]:
     await asyncio.to_thread(serve.start, proxy_location="Disabled")
-    deployment = serve.deployment(DispatcherReplica, name=DISPATCHER, health_check_period_s=1)
-    handle = await asyncio.to_thread(serve.run, deployment.bind(CONFIG, Node), name=APP, route_prefix=None)
     async with open_database(Secrets.load().database_url(CONFIG)) as database:
-        bench = Bench(database, DispatcherClient(handle))
-        return {name: await scenario(bench) for name, scenario in SCENARIOS.items()}
+        bench = await bench_of(NudgedReplica, database)
+        async with bench.nudging():
+            found = {name: await scenario(bench) for name, scenario in NUDGED.items()}
+        await asyncio.to_thread(serve.delete, APP)
+        bench = await bench_of(DispatcherReplica, database)
+        return found | {name: await scenario(bench) for name, scenario in SCENARIOS.items()}
 
 
 if __name__ == "__main__":

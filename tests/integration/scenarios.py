@@ -1,5 +1,6 @@
 """Runs modules whose scenarios need a Ray of their own, each in a process of its own."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any
+
+import psutil
 
 
 def outcomes(module: str, settings: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -33,3 +36,17 @@ def outcomes(module: str, settings: Mapping[str, str] | None = None) -> dict[str
     found = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert done.returncode == 0 and found, done.stdout[-4000:] + done.stderr[-8000:]
     return dict(json.loads(found[-1]))
+
+
+def only_replica(application: str, deployment: str) -> psutil.Process:
+    """Of the Ray that this process has started; without what the replica is just forking."""
+    title = f"ServeReplica:{application}:{deployment}"
+    found: dict[int, psutil.Process] = {}
+    parents: dict[int, int] = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if title in " ".join(process.cmdline()):
+                parents[process.pid] = process.ppid()
+                found[process.pid] = process
+    [replica] = [process for pid, process in found.items() if parents[pid] not in found]
+    return replica
