@@ -161,12 +161,12 @@ def test_engines_tell_their_steps_batches_and_cache(prometheus: Prometheus, traf
 
 def test_what_waits_is_told(prometheus: Prometheus, traffic: Traffic) -> None:
     del traffic
-    jobs = {labels["status"]: value for labels, value in prometheus.query("max by (status) (ray_tritext_jobs)")}
-    assert jobs == {"queued": 0, "running": 0, "paused": 0}
     waiting = ("webhook_deliveries_pending", "webhook_lag_seconds", "ledger_reservations", "ledger_held_credits")
 
     def is_nothing_left() -> bool:
-        return [prometheus.value(f"sum(ray_tritext_{name})") for name in (*waiting, "open_reservations")] == [0] * 5
+        jobs = {labels["status"]: value for labels, value in prometheus.query("max by (status) (ray_tritext_jobs)")}
+        others = [prometheus.value(f"sum(ray_tritext_{name})") for name in (*waiting, "open_reservations")]
+        return jobs == {"queued": 0, "running": 0, "paused": 0} and others == [0] * 5
 
     wait_until(is_nothing_left, timeout_s=EXPORT_S, what="nothing waits, and nothing is reserved")
 
@@ -228,26 +228,33 @@ def test_a_trace_goes_from_the_client_s_span_to_the_engine(service: Service, tra
     headers = service.headers | {"traceparent": f"00-{trace}-{parent}-01"}
     body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 5, "ignore_eos": True}
     assert httpx.post(f"{service.url}/v1/completions", json=body, headers=headers, timeout=120).status_code == 200
-    names = {"POST /v1/completions", "engine queue", "engine prefill", "engine decode"}
-    found: dict[str, dict[str, Any]] = {}
+    by_id: dict[str, dict[str, Any]] = {}
+
+    def found() -> dict[str, dict[str, Any]]:
+        return {span["name"]: span for span in by_id.values()}
+
+    def line() -> list[dict[str, Any]]:
+        """The engine's last span and those above it, as far as they are written."""
+        spans = [found()["engine decode"]]
+        while spans[-1]["parent_id"] in by_id:
+            spans.append(by_id[spans[-1]["parent_id"]])
+        return spans
 
     def is_recorded() -> bool:
-        found.update((span["name"], span) for span in spans(service) if trace in span["context"]["trace_id"])
-        return names <= found.keys()
+        """Each process writes its own spans, when it comes to it."""
+        by_id.update(
+            (span["context"]["span_id"], span) for span in spans(service) if trace in span["context"]["trace_id"]
+        )
+        if not {"engine queue", "engine prefill", "engine decode"} <= found().keys():
+            return False
+        return bool(line()[-1]["parent_id"].removeprefix("0x") == parent)
 
     wait_until(is_recorded, timeout_s=20, what="the spans are written")
-    by_id = {span["context"]["span_id"]: span for span in found.values()}
-
-    def ancestors(span: dict[str, Any]) -> Iterator[str]:
-        while span["parent_id"].removeprefix("0x") != parent:
-            span = by_id[span["parent_id"]]
-            yield span["name"]
-
-    above = list(ancestors(found["engine decode"]))
-    assert above[0] == f"replica_handle_request {GENERATOR} generate"
-    assert above[-1] == "POST /v1/completions"
-    assert found["engine decode"]["attributes"] == {"tokens": 5}
-    assert found["engine queue"]["end_time"] == found["engine prefill"]["start_time"]
+    [decode, *above] = line()
+    assert above[0]["name"] == f"replica_handle_request {GENERATOR} generate"
+    assert above[-1]["name"] == "POST /v1/completions"
+    assert decode["attributes"] == {"tokens": 5}
+    assert found()["engine queue"]["end_time"] == found()["engine prefill"]["start_time"]
 
 
 def spans(service: Service) -> Iterator[dict[str, Any]]:
@@ -265,12 +272,14 @@ def spans(service: Service) -> Iterator[dict[str, Any]]:
 
 def request_ids(logs: Path, deployment: str, beginning: str) -> set[str]:
     """Those of the lines that begin so, in the logs of the deployment's replicas; every line is a JSON object."""
-    lines = [
-        json.loads(line)
-        for file in (logs / "serve").glob(f"replica_tritext_{deployment}_*.log")
-        for line in file.read_text().splitlines()
-    ]
-    return {line["request_id"] for line in lines if line["message"].startswith(beginning)}
+    return {line["request_id"] for line in logged(logs, deployment) if line["message"].startswith(beginning)}
+
+
+def logged(logs: Path, deployment: str) -> Iterator[dict[str, Any]]:
+    """What the deployment's replicas have said, as far as it is written to the end."""
+    for file in (logs / "serve").glob(f"replica_tritext_{deployment}_*.log"):
+        *lines, _ = file.read_text().split("\n")
+        yield from map(json.loads, lines)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a stream goes on at once only in the throughput profile")
@@ -278,16 +287,25 @@ def test_a_replica_lost_in_an_answer_is_counted_and_logged_under_the_request(
     service: Service, prometheus: Prometheus, traffic: Traffic
 ) -> None:
     del traffic
-    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    logs = make_runtime_dir(service.home) / "ray/session_latest/logs"
+
+    def warnings() -> list[dict[str, Any]]:
+        return [line for line in logged(logs, "Ingress") if "another replica" in line["message"]]
+
+    # Found before there is a stream, and that of an answer which is too long to be over when its replica dies.
+    replica = service.replica(GENERATOR)
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 8000, "ignore_eos": True, "stream": True}
     headers = service.headers | {"X-Request-Id": "loses-its-replica"}
     with httpx.stream("POST", f"{service.url}/v1/completions", json=body, headers=headers, timeout=240) as response:
-        lines = response.iter_lines()
-        next(lines)
-        service.replica(GENERATOR).kill()
-        assert [line for line in lines if line][-1] == "data: [DONE]"
-    [file] = (make_runtime_dir(service.home) / "ray/session_latest/logs/serve").glob("replica_tritext_Ingress_*.log")
-    said = [json.loads(line) for line in file.read_text().splitlines() if "another replica" in line]
-    assert {(line["levelname"], line["request_id"]) for line in said} == {("WARNING", "loses-its-replica")}
+        events = (line for line in response.iter_lines() if line.startswith("data: "))
+        next(events)
+        replica.kill()
+        for event in events:
+            assert event != "data: [DONE]"
+            if warnings():
+                break
+        assert "text" in json.loads(next(events).removeprefix("data: "))["choices"][0]
+    assert {(line["levelname"], line["request_id"]) for line in warnings()} == {("WARNING", "loses-its-replica")}
 
     def is_counted() -> bool:
         return (prometheus.value("sum(ray_tritext_replicas_lost_total)") or 0) >= 1
