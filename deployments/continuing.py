@@ -94,6 +94,10 @@ class _Setbacks:
             if self._losses_in_a_row >= MAX_LOSSES or self._losses >= MAX_LOSSES_IN_ALL:
                 raise error
             logger.warning("request %s goes on at another replica", self._request.request_id)
+            if self._losses_in_a_row > 1:
+                # Perhaps the same one: a replica whose engine is dead takes calls, and as the least busy one, until it
+                # has failed Serve's health checks. All pauses together are longer than that takes.
+                await self._sleep(min(error.retry_after_s * 2 ** (self._losses_in_a_row - 1), _LONGEST_PAUSE_S))
             return
         self._refusals_in_a_row += 1
         if not self._losses or self._refusals_in_a_row >= MAX_REFUSALS:

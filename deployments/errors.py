@@ -20,7 +20,7 @@ ServiceError
 ├── Conflict              409   another request is doing this at this moment
 ├── RateLimited           429   a window of the key is full; come back after `retry_after_s`
 ├── Overloaded            503   come back after `retry_after_s`
-│   ├── ReplicaLost             the replica that worked on the call is gone
+│   ├── ReplicaLost             the replica that worked on the call is gone, or its engine is
 │   ├── StorageError            the database does not answer
 │   └── ObjectStoreError        the object store does not answer
 ├── AdapterNotLoaded      503   whoever sends requests for an adapter loads it first
@@ -30,7 +30,8 @@ ServiceError
     ├── GenerationFailed        this request; the next may succeed
     ├── TrainingFailed          this fine-tuning run, for good: to try again would fail again
     ├── WorkerLost              the worker of a fine-tuning run is gone; another goes on from the last checkpoint
-    └── EngineDead              this replica; its health check fails and it is replaced
+    └── EngineDead              this replica; its health check fails and it is replaced. Its callers on Ray get
+                                ReplicaLost
 """
 
 

@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from deployments.autoscaling import report
 from deployments.config import AdapterCacheConfig, CheckpointConfig, GraphConfig, ModelConfig
 from deployments.continuing import MAX_LOSSES, ContinuingGenerator
-from deployments.errors import EngineError, Overloaded, ReplicaLost
+from deployments.errors import EngineDead, EngineError, Overloaded, ReplicaLost
 from deployments.graph import Graph
 from deployments.liveness import SILENCE_S, with_signs_of_life
 from deployments.meter import Meter
@@ -325,12 +325,13 @@ def _cancel(response: DeploymentResponseGenerator[Any]) -> None:
 def service_error(error: BaseException) -> BaseException:
     """What a failed call means to its caller: the one place where Ray's errors end.
 
-    An error that the node raised is given back as it was raised there; a lost replica is ReplicaLost, a missing one
-    Overloaded.
+    An error that the node raised is given back as it was raised there; a lost replica, or one whose engine is dead, is
+    ReplicaLost, a missing one Overloaded.
     """
     if isinstance(error, RayTaskError):
         cause = error.cause
-        return cause if not isinstance(cause, asyncio.CancelledError | TaskCancelledError) else _replica_lost()
+        is_lost = isinstance(cause, asyncio.CancelledError | TaskCancelledError | EngineDead)
+        return _replica_lost() if is_lost else cause
     if isinstance(error, RayActorError | ReplicaUnavailableError | TaskCancelledError):
         return _replica_lost()
     if isinstance(error, BackPressureError):

@@ -18,6 +18,7 @@ from deployments.engine.scheduler import Advanced, Batch, ScheduledSequence, Sch
 from deployments.engine.sequence import PreparedAdapter
 from deployments.engine.sequence import Sequence as TokenSequence
 from deployments.errors import GenerationFailed, ServiceError
+from deployments.types import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +26,12 @@ logger = logging.getLogger(__name__)
 @dataclass(slots=True)
 class StepResult:
     """What a step brought: new tokens by the group of their sequence, and why it failed some groups. `begun` are the
-    groups whose first step it was."""
+    groups whose first step it was. has_raised: the model raised, and so every group of the step failed."""
 
     deltas: dict[int, list[TokenDelta]] = field(default_factory=dict)
     failed: dict[int, ServiceError] = field(default_factory=dict)
     begun: list[int] = field(default_factory=list)
+    has_raised: bool = False
 
 
 @dataclass(slots=True)
@@ -128,10 +130,35 @@ class EngineCore:
             logger.exception("a step of %d tokens failed", batch.num_tokens)
             error = GenerationFailed("the model could not compute this request")
             result.failed.update({item.sequence.group: error for item in batch.scheduled})
+            result.has_raised = True
         for group in result.failed:
             result.deltas.pop(group, None)
             self.remove(group)
         return result
+
+    def check(self) -> None:
+        """Computes a token in which no request has a part; raises what the model raises when even that fails.
+
+        To be asked after a step that raised: a request that the model cannot compute does not make it fail, a device
+        that is broken does, in this step and in every one to come.
+        """
+        sequence = TokenSequence(
+            key=-1,
+            group=-1,
+            index=0,
+            prompt_token_ids=(0,),
+            params=SamplingParams(),
+            eos_token_ids=frozenset(),
+            context_length=2,
+        )
+        if not self._blocks.extend(sequence, 1):
+            return  # sequences hold the whole cache: their steps will show it
+        try:
+            # A device may compute behind the caller's back; only what is fetched from it is certainly there.
+            self._runner.run(Batch((ScheduledSequence(sequence, 0, 1),))).cpu()
+        finally:
+            self._blocks.release(sequence)
+            self._runner.release(sequence)
 
     def _count(self, batch: Batch) -> list[int]:
         """Adds the step to the totals; answers the groups whose first it is."""

@@ -82,9 +82,11 @@ class QueuedGeneration:
         self._changed.set()
 
     def fail(self, error: Exception) -> None:
-        self._error = error
-        self._end(self._open)
-        self._changed.set()
+        """Means nothing to one that has ended already, be it with another error."""
+        if self._open:
+            self._error = error
+            self._end(self._open)
+            self._changed.set()
 
     def stop_sequence(self, index: int) -> None:
         if index in self._open:

@@ -137,7 +137,13 @@ class TorchEngine:
         runner = self._living_runner()
         if adapter.ref not in self._adapters:
             began_at = self._clock()
-            self._adapters.add(await asyncio.to_thread(runner.prepare_adapter, adapter))
+            try:
+                prepared = await asyncio.to_thread(runner.prepare_adapter, adapter)
+            except Exception:
+                # Perhaps of a broken device, which no step meets as long as no adapter gets onto it.
+                self._command(EngineCore.check)
+                raise
+            self._adapters.add(prepared)
             self._adapter_loads += 1
             self._adapter_load_s += self._clock() - began_at
 
@@ -214,7 +220,11 @@ class TorchEngine:
             self._stats = core.stats()
 
     def _run(self, core: EngineCore) -> None:
-        """The step thread: does what it is asked, steps while there is work, and sleeps otherwise."""
+        """The step thread: does what it is asked, steps while there is work, and sleeps otherwise.
+
+        It ends when the model can compute nothing any more. The requests whose step showed this have failed by then,
+        for any of them may be the cause; the others learn that the engine is dead.
+        """
         reason = "the engine was stopped"
         try:
             while self._obey(core):
@@ -225,6 +235,8 @@ class TorchEngine:
                 self._stats = core.stats()
                 self._note_times(result, began_at, ended_at)
                 self._deliver(result)
+                if result.has_raised:
+                    core.check()
         except BaseException as error:
             logger.exception("the step thread died")
             reason = f"the step thread died of {type(error).__name__}"

@@ -33,6 +33,16 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 NEVER = 10**6
 
 
+class Pauses:
+    """Sleeps not at all, and knows for how long it should have."""
+
+    def __init__(self) -> None:
+        self.all_s: list[float] = []
+
+    async def __call__(self, pause_s: float) -> None:
+        self.all_s.append(pause_s)
+
+
 class Dying:
     """A generator whose replica dies, call after call, once it has sent so many chunks."""
 
@@ -128,14 +138,15 @@ async def test_a_stream_is_what_it_would_have_been(
 ) -> None:
     request = GenerateRequest("r", "tiny", (40, 41, 42, 90, 260), sampling, num_sequences)
     undisturbed = [chunk async for chunk in node.stream(request)]
-    continued = [chunk async for chunk in ContinuingGenerator(Dying(node, deaths)).stream(request)]
+    continuing = ContinuingGenerator(Dying(node, deaths), sleep=Pauses())
+    continued = [chunk async for chunk in continuing.stream(request)]
     assert told(continued, num_sequences) == told(undisturbed, num_sequences)
 
 
 async def test_a_whole_answer_begins_again(node: GeneratorNode) -> None:
     request = GenerateRequest("r", "tiny", (40, 41, 42), SamplingParams(max_tokens=8, seed=3))
     dying = Dying(node, [0, 0])
-    result = await ContinuingGenerator(dying).generate(request)
+    result = await ContinuingGenerator(dying, sleep=Pauses()).generate(request)
     assert result.sequences == (await node.generate(request)).sequences
     assert len(dying.requests) == 3
 
@@ -151,11 +162,32 @@ async def test_only_what_is_missing_is_asked_for() -> None:
 async def test_replicas_that_die_at_once_again_and_again_end_the_request() -> None:
     dying = Dying(FakeGenerator("a", "b"), [0] * 100)
     request = GenerateRequest("r", "m", (1,), SamplingParams())
+    continuing = ContinuingGenerator(dying, sleep=Pauses())
     with pytest.raises(ReplicaLost):
-        [chunk async for chunk in ContinuingGenerator(dying).stream(request)]
+        [chunk async for chunk in continuing.stream(request)]
     assert len(dying.requests) == MAX_LOSSES
     with pytest.raises(ReplicaLost):
-        await ContinuingGenerator(dying).generate(request)
+        await continuing.generate(request)
+
+
+async def test_losses_in_a_row_outlast_the_health_checks_that_a_replica_may_fail() -> None:
+    pauses = Pauses()
+    request = GenerateRequest("r", "m", (1,), SamplingParams())
+    dying = Dying(FakeGenerator("a"), [0] * (MAX_LOSSES - 1))
+    texts = [chunk.text async for chunk in ContinuingGenerator(dying, sleep=pauses).stream(request)]
+    assert "".join(texts) == "a"
+    # Serve asks every two seconds, give or take a tenth, and has enough of a replica that has failed three times.
+    assert sum(pauses.all_s) > 8
+    assert len(pauses.all_s) == MAX_LOSSES - 2
+
+
+async def test_one_loss_after_the_other_is_no_reason_to_pause_while_tokens_come() -> None:
+    pauses = Pauses()
+    dying = Dying(FakeGenerator(*"abcd"), [1, 1, 1])
+    request = GenerateRequest("r", "m", (1,), SamplingParams())
+    [chunk async for chunk in ContinuingGenerator(dying, sleep=pauses).stream(request)]
+    assert len(dying.requests) == 4
+    assert not pauses.all_s
 
 
 async def test_a_request_that_kills_every_replica_after_a_token_is_ended() -> None:
@@ -190,17 +222,13 @@ class Refusing:
 
 
 async def test_after_a_loss_an_overload_is_waited_for() -> None:
-    pauses: list[float] = []
-
-    async def sleep(pause_s: float) -> None:
-        pauses.append(pause_s)
-
+    pauses = Pauses()
     request = GenerateRequest("r", "m", (1,), SamplingParams())
-    texts = [chunk.text async for chunk in ContinuingGenerator(Refusing(3), sleep=sleep).stream(request)]
+    texts = [chunk.text async for chunk in ContinuingGenerator(Refusing(3), sleep=pauses).stream(request)]
     assert texts == ["a", "b"]
-    assert pauses == [5.0] * 3
+    assert pauses.all_s == [5.0] * 3
     with pytest.raises(Overloaded, match="full"):
-        [chunk async for chunk in ContinuingGenerator(Refusing(100), sleep=sleep).stream(request)]
+        [chunk async for chunk in ContinuingGenerator(Refusing(100), sleep=pauses).stream(request)]
 
 
 async def test_an_overload_before_any_loss_is_the_answer() -> None:
@@ -232,7 +260,8 @@ async def test_closing_a_stream_ends_the_work() -> None:
 async def test_every_lost_replica_is_counted_for_its_model() -> None:
     meter = RecordingMeter()
     request = GenerateRequest("r", "base", (1, 2), SamplingParams(max_tokens=5))
-    await ContinuingGenerator(Dying(FakeGenerator("ab", "cde"), [0, 1]), meter).generate(request)
+    dying = Dying(FakeGenerator("ab", "cde"), [0, 1])
+    await ContinuingGenerator(dying, meter, sleep=Pauses()).generate(request)
     stream = ContinuingGenerator(Dying(FakeGenerator("ab", "cde"), [1]), meter).stream(request)
     assert [chunk async for chunk in stream]
     assert meter.total(REPLICAS_LOST, model="base") == 3

@@ -16,14 +16,11 @@ class GatedRunner(PagedFakeRunner):
         super().__init__(num_blocks, block_size)
         self._gate = threading.Condition()
         self._num_allowed = 0.0
-        self.error: BaseException | None = None
 
     def run(self, batch: Batch) -> Tensor:
         with self._gate:
             self._gate.wait_for(lambda: self._num_allowed >= 1)
             self._num_allowed -= 1
-        if self.error is not None:
-            raise self.error
         return super().run(batch)
 
     def let(self, num_steps: float = math.inf) -> None:

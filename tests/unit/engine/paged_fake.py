@@ -39,7 +39,10 @@ def seen_as(token_id: int, adapter: PreparedAdapter | None) -> int:
 
 
 class PagedFakeRunner:
-    """Implements ModelRunner. Keeps the token of each cache slot and computes from those, through the block table."""
+    """Implements ModelRunner. Keeps the token of each cache slot and computes from those, through the block table.
+
+    fail_next: the next step fails; fail_for: every step with this token in it; error: what everything fails with.
+    """
 
     chunked_prefill = True
     prefix_reuse = True
@@ -53,6 +56,8 @@ class PagedFakeRunner:
         self._slots = [-1] * (num_blocks * block_size)
         self.batches: list[Batch] = []
         self.fail_next = False
+        self.fail_for: int | None = None
+        self.error: BaseException | None = None
         self.answer_nan_for: set[int] = set()
         # Looking at few tokens only, it soon repeats itself.
         self.num_seen: int | None = None
@@ -61,13 +66,17 @@ class PagedFakeRunner:
         return self.prepare_adapter(adapter).num_bytes
 
     def prepare_adapter(self, adapter: LoadedAdapter) -> "FakeAdapter":
+        if self.error is not None:
+            raise self.error
         if not adapter.pairs:
             raise InvalidAdapter("the fake wants an adapter that changes something")
         return FakeAdapter(adapter.ref)
 
     def run(self, batch: Batch) -> Tensor:
         self.batches.append(batch)
-        if self.fail_next:
+        if self.error is not None:
+            raise self.error
+        if self.fail_next or any(self.fail_for in item.token_ids() for item in batch.scheduled):
             self.fail_next = False
             raise RuntimeError("out of memory")
         rows = []

@@ -197,6 +197,33 @@ async def test_cancelled_unloading_is_done_all_the_same(running: tuple[TorchEngi
     await engine.check_health()
 
 
+async def test_broken_device_ends_the_engine_though_no_adapter_gets_onto_it(
+    running: tuple[TorchEngine, GatedRunner],
+) -> None:
+    engine, runner = running
+    runner.let()
+    runner.error = RuntimeError("device-side assert triggered")
+    with pytest.raises(RuntimeError, match="device-side"):
+        await engine.load_adapter(FIRST)
+    with pytest.raises(EngineDead):
+        async with asyncio.timeout(10):
+            while True:
+                await engine.check_health()
+                await asyncio.sleep(0)
+
+
+async def test_adapter_that_cannot_be_prepared_does_not_end_the_engine(
+    running: tuple[TorchEngine, GatedRunner],
+) -> None:
+    engine, runner = running
+    runner.let()
+    for _ in range(3):
+        with pytest.raises(InvalidAdapter):
+            await engine.load_adapter(make_adapter({}, digest="empty"))
+    assert await tokens_of(engine.submit(request_with(None, [1]))) == expected_tokens([1], 5, None)
+    await engine.check_health()
+
+
 async def test_dead_engine_ends_the_waiting_for_an_unload(running: tuple[TorchEngine, GatedRunner]) -> None:
     engine, runner = running
     await engine.load_adapter(FIRST)

@@ -194,6 +194,39 @@ def test_failed_step_fails_its_batch_and_nothing_else() -> None:
     assert core.stats().num_free_blocks == core.stats().num_blocks
 
 
+def test_check_computes_a_token_of_its_own_and_leaves_nothing_behind() -> None:
+    core, runner = make_core()
+    core.add(0, make_sequences(0, list(range(9)), max_tokens=5))
+    core.step()
+    before = core.stats()
+    core.check()
+    assert core.stats() == before
+    assert [batch.num_tokens for batch in runner.batches] == [9, 1]
+    assert tokens_of(run_to_end(core)[0, 0]) == expected_tokens(list(range(9)), 5)[1:]
+
+
+def test_check_after_a_step_that_raised_tells_a_broken_model_from_a_request_it_cannot_compute() -> None:
+    core, runner = make_core()
+    runner.fail_for = 7
+    core.add(0, make_sequences(0, [7]))
+    assert core.step().has_raised
+    core.check()
+    runner.error = RuntimeError("the device is broken")
+    core.add(1, make_sequences(1, [1]))
+    assert core.step().has_raised
+    with pytest.raises(RuntimeError, match="broken"):
+        core.check()
+    assert core.stats().num_free_blocks == core.stats().num_blocks
+
+
+def test_check_takes_no_block_from_sequences_that_hold_them_all() -> None:
+    core, runner = make_core(num_blocks=2)
+    core.add(0, make_sequences(0, list(range(6))))
+    assert not core.step().has_raised
+    core.check()
+    assert len(runner.batches) == 1
+
+
 def test_nan_logits_fail_their_own_request_only() -> None:
     core, runner = make_core()
     runner.answer_nan_for = {0}

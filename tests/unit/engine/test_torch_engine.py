@@ -146,6 +146,33 @@ async def test_failed_step_reaches_its_caller_and_the_next_request_succeeds(make
     await engine.check_health()
 
 
+async def test_requests_that_the_model_cannot_compute_do_not_end_the_engine(make_engine) -> None:
+    engine, runner = await make_engine()
+    runner.fail_for = 49
+    runner.let()
+    for _ in range(10):
+        with pytest.raises(GenerationFailed):
+            await collect(engine.submit(make_request([1, 49])))
+    await engine.check_health()
+    assert await collect(engine.submit(make_request([1], max_tokens=3))) == {0: expected_tokens([1], 3)}
+
+
+async def test_model_that_computes_nothing_any_more_ends_the_engine(make_engine) -> None:
+    engine, runner = await make_engine(max_num_seqs=1)
+    computed, waiting = engine.submit(make_request([1])), engine.submit(make_request([2]))
+    runner.error = RuntimeError("device-side assert triggered")
+    runner.let()
+    with pytest.raises(EngineDead):
+        await collect(waiting)
+    # It may be what has broken the device, so it must not be told that another engine could compute it.
+    with pytest.raises(GenerationFailed):
+        await collect(computed)
+    with pytest.raises(EngineDead):
+        await engine.check_health()
+    with pytest.raises(EngineDead):
+        engine.submit(make_request([1]))
+
+
 async def test_dead_step_thread_is_told_to_everybody(make_engine) -> None:
     engine, runner = await make_engine()
     generation = engine.submit(make_request([1]))

@@ -152,6 +152,24 @@ def test_guessing_ahead_gives_the_same_tokens(load: Any, architecture: str) -> N
     assert num_steps == 60 if architecture in PER_SEQUENCE else num_steps <= 60
 
 
+@pytest.mark.parametrize("architecture", [*PAGED, *PER_SEQUENCE])
+def test_engine_can_be_checked_between_the_steps_of_a_sequence(load: Any, architecture: str) -> None:
+    runner, _ = load(architecture)
+
+    def generate(*, is_checked: bool) -> list[int]:
+        core = EngineCore(runner, Sampler(384, frozenset(), runner.device), EngineConfig(block_size=BLOCK_SIZE))
+        sequence = make_sequence([5, 6, 7])
+        sequence.params = SamplingParams(max_tokens=10, temperature=0.0)
+        core.add(0, [sequence])
+        while core.has_work:
+            assert not core.step().failed
+            if is_checked:
+                core.check()
+        return sequence.output_token_ids
+
+    assert generate(is_checked=True) == generate(is_checked=False)
+
+
 def test_cache_stays_within_its_bytes(load: Any) -> None:
     runner, model = load("llama")
     config = model.config

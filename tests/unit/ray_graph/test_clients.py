@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
-from deployments.continuing import MAX_LOSSES
+from deployments.continuing import MAX_LOSSES, ContinuingGenerator
 from deployments.errors import (
+    EngineDead,
     EngineError,
     GenerationFailed,
     InvalidParameter,
@@ -22,7 +23,14 @@ from deployments.errors import (
     ReplicaLost,
 )
 from deployments.ray_graph import RayGenerator, RayTokenizer, generator_name, service_error
-from deployments.types import EncodeRequest, EncodeResult, GenerateRequest, SamplingParams
+from deployments.types import (
+    EncodeRequest,
+    EncodeResult,
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    SamplingParams,
+)
 
 REQUEST = GenerateRequest("request", "model", (1, 2), SamplingParams())
 
@@ -148,6 +156,12 @@ def test_a_replica_that_is_gone_or_full_is_an_overload(error: Exception) -> None
     assert translated.retry_after_s > 0
 
 
+def test_a_replica_whose_engine_is_dead_is_lost() -> None:
+    lost = service_error(task_error(EngineDead("the step thread died")))
+    assert isinstance(lost, ReplicaLost)
+    assert lost.retry_after_s > 0
+
+
 def test_a_broken_transport_is_an_engine_error_without_its_details() -> None:
     error = grpc.aio.AioRpcError(
         grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata(), details="secret"
@@ -203,6 +217,14 @@ async def test_an_error_in_the_middle_of_a_stream_arrives_after_what_came_before
     assert await anext(stream) == 1
     with pytest.raises(GenerationFailed, match="boom"):
         await anext(stream)
+
+
+async def test_a_stream_whose_engine_dies_goes_on_at_another_replica() -> None:
+    first, last = GenerateChunk(0, (1,), "a"), GenerateChunk(0, (2,), "b", finish_reason=FinishReason.LENGTH)
+    answers = iter([yielding(first, task_error(EngineDead("the step thread died"))), yielding(last)])
+    handle = FakeHandle(lambda: next(answers)())
+    chunks = ContinuingGenerator(RayGenerator(handle, 1.0)).stream(REQUEST)
+    assert [chunk async for chunk in chunks] == [first, last]
 
 
 async def test_a_tokenizer_that_is_lost_is_another_ones_work() -> None:

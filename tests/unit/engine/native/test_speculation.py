@@ -15,7 +15,7 @@ from .models import make_runner, token_ids
 
 
 def answers(runner: NativeRunner, config: EngineConfig, sampling: dict[str, float]) -> tuple[list[object], int]:
-    """Every delta's parts, sequence by sequence, and the number of steps."""
+    """Every delta's parts, sequence by sequence, and the number of steps. To check the engine changes nothing."""
     core = EngineCore(runner, Sampler(101, frozenset(), "cpu", draw=runner.draw), config)
     for key, length in enumerate((3, 20, 45)):
         params = SamplingParams(max_tokens=60, seed=key, logprobs=2, **sampling)  # type: ignore[arg-type]
@@ -25,6 +25,7 @@ def answers(runner: NativeRunner, config: EngineConfig, sampling: dict[str, floa
     num_steps = 0
     while core.has_work:
         num_steps += 1
+        core.check()
         for group, deltas in core.step().deltas.items():
             for delta in deltas:
                 given_to[group] += zip(delta.token_ids, delta.logprobs, strict=True)
