@@ -1,11 +1,12 @@
 """The cluster on AWS: what Ray's launcher takes, what its nodes may do, and that none starts without a token."""
 
+import copy
 import json
 import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ import jsonschema
 import pytest
 import ray
 from moto import mock_aws
+from ray.autoscaler._private.autoscaler import StandardAutoscaler
+from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.scripts.scripts import start as ray_start
 
 from infra.generate import INFRA, cluster_environment
@@ -42,7 +47,7 @@ def test_it_has_the_same_kinds_of_machines_as_kubernetes() -> None:
         name: (node["min_workers"], node["max_workers"], {key: str(value) for key, value in node["resources"].items()})
         for name, node in WORKERS.items()
     }
-    assert CONFIG["max_workers"] >= sum(node["max_workers"] for node in WORKERS.values()) - 1
+    assert CONFIG["max_workers"] == sum(node["max_workers"] for node in WORKERS.values())
     assert NODES["head"]["resources"] == {"CPU": 0}
 
 
@@ -82,6 +87,41 @@ def test_the_objects_of_the_launcher_are_in_the_bucket_of_the_serve_file() -> No
     assert checkpoints["region"] == CONFIG["provider"]["region"]
     assert f"{checkpoints['url']}/models /models" in CONFIG["worker_setup_commands"][-1]
     assert CONFIG["setup_commands"][-1].endswith(f"node_secrets {CONFIG['cluster_name']} {checkpoints['region']}")
+
+
+class Autoscaler(StandardAutoscaler):
+    """As far as it says what is run on a machine; a machine is called as its kind."""
+
+    def __init__(self) -> None:
+        self.config = prepare_config(copy.deepcopy(CONFIG))
+        self.available_node_types = self.config["available_node_types"]
+        self.provider = self
+
+    def node_tags(self, node_id: str) -> dict[str, str]:
+        return {TAG_RAY_USER_NODE_TYPE: node_id}
+
+    def setup_of(self, kind: str) -> list[str]:
+        commands: list[str] = self._get_node_type_specific_fields(kind, "worker_setup_commands")
+        return commands
+
+
+@pytest.mark.parametrize(
+    "setup_of",
+    [
+        Autoscaler().setup_of,
+        AutoscalingConfig(copy.deepcopy(CONFIG), skip_content_hash=True).get_worker_setup_commands,
+    ],
+    ids=["autoscaler", "autoscaler v2"],
+)
+def test_every_machine_is_set_up_and_those_that_load_models_have_them(setup_of: Callable[[str], list[str]]) -> None:
+    setup, models = CONFIG["setup_commands"], CONFIG["worker_setup_commands"]
+    assert {name: setup_of(name) for name in WORKERS} == {
+        "serving": setup + models,
+        "dispatching": setup,
+        "generating": setup + models,
+        "training": setup + models,
+    }
+    assert prepare_config(copy.deepcopy(CONFIG))["head_setup_commands"] == setup
 
 
 def test_every_ray_of_the_launcher_is_started_by_the_script_that_demands_a_token() -> None:
