@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,59 @@ from cfnlint import lint
 from cfnlint.decode.cfn_yaml import loads
 from moto import mock_aws
 from moto.core import enable_iam_authentication
+from ray.autoscaler._private.aws import node_provider
+from ray.autoscaler.tags import (
+    NODE_KIND_WORKER,
+    STATUS_UP_TO_DATE,
+    TAG_RAY_CLUSTER_NAME,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_STATUS,
+)
 
 from deployments.checkpoints.opening import open_artifacts
 from deployments.config import CheckpointConfig
 from deployments.errors import ObjectStoreError
 from infra.generate import INFRA
-from tests.unit.infra.files import manifests
+from tests.unit.infra.files import documents, manifests
 
 TEMPLATE = INFRA / "aws/tritext.yaml"
 TEXT = TEMPLATE.read_text("utf-8")
 RESOURCES: Mapping[str, Any] = loads(TEXT)["Resources"]
 REGION = "eu-central-1"
 BUCKET = "objects-of-a-test"
+OWNER = f"aws:ResourceTag/{TAG_RAY_CLUSTER_NAME}"
+"""The key under which IAM has the cluster that a machine belongs to."""
 
 # What the emulation does not make: the bucket's policy, and secrets.
 pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS:UserWarning")
 
 
 @pytest.fixture
-def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     with mock_aws():
-        ec2 = client("ec2")
-        [vpc] = ec2.describe_vpcs()["Vpcs"]
-        subnets = [subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"]]
-        parameters = {"BucketName": BUCKET, "VpcId": vpc["VpcId"], "SubnetIds": ",".join(subnets)}
-        client("cloudformation").create_stack(
-            StackName="tritext",
-            TemplateBody=TEXT,
-            Capabilities=["CAPABILITY_NAMED_IAM"],
-            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
-        )
         yield
+
+
+@pytest.fixture
+def stack(aws: None) -> None:
+    del aws
+    make_stack()
+
+
+def make_stack(**more: str) -> None:
+    """With the parameters that have no default, and these."""
+    ec2 = client("ec2")
+    [vpc] = ec2.describe_vpcs()["Vpcs"]
+    subnets = [subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"]]
+    parameters = {"BucketName": BUCKET, "VpcId": vpc["VpcId"], "SubnetIds": ",".join(subnets), **more}
+    client("cloudformation").create_stack(
+        StackName="tritext",
+        TemplateBody=TEXT,
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+    )
 
 
 def client(service: str, **arguments: str) -> Any:
@@ -134,13 +155,18 @@ def test_each_role_s_rights_are_enough_for_what_its_deployments_ask_of_the_store
 
 @pytest.mark.usefixtures("stack")
 def test_nodes_are_open_to_each_other_and_the_database_to_nodes() -> None:
-    groups = {group["GroupName"]: group for group in client("ec2").describe_security_groups()["SecurityGroups"]}
-    nodes, database = groups["tritext-nodes"], groups["tritext-database"]
-    for group, port in ((nodes, None), (database, 5432)):
-        [rule] = group["IpPermissions"]
-        assert rule.get("FromPort") == port
-        assert rule["IpRanges"] == rule["Ipv6Ranges"] == []
-        assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [nodes["GroupId"]]
+    nodes, database = security_group("tritext-nodes"), security_group("tritext-database")
+    assert open_to(nodes) == {(nodes["GroupId"], "-1", None)}
+    assert open_to(database) == {(nodes["GroupId"], "tcp", 5432)}
+
+
+@pytest.mark.usefixtures("aws")
+def test_nodes_are_open_to_a_load_balancer_and_to_operators_that_are_named_each_at_one_port() -> None:
+    balancer = security_group("default")["GroupId"]
+    make_stack(ClientsSecurityGroupId=balancer, AdminCidr="10.1.0.0/16")
+    nodes, database = security_group("tritext-nodes"), security_group("tritext-database")
+    assert open_to(nodes) == {(nodes["GroupId"], "-1", None), (balancer, "tcp", 8000), ("10.1.0.0/16", "tcp", 22)}
+    assert open_to(database) == {(nodes["GroupId"], "tcp", 5432)}
 
 
 @pytest.mark.usefixtures("stack")
@@ -177,12 +203,91 @@ def test_the_service_accounts_of_kubernetes_get_the_roles_of_the_same_names() ->
         assert name["Fn::Sub"].removeprefix("${Name}-") == each["ServiceAccount"].removeprefix("tritext-")
 
 
-def test_the_head_ends_its_own_machines_only_and_gives_them_no_other_roles() -> None:
+@pytest.mark.usefixtures("stack")
+def test_the_head_ends_its_own_machines_only_and_makes_none_of_others_its_own() -> None:
+    own, another, untagged = {OWNER: "tritext"}, {OWNER: "another"}, dict[str, str]()
+    for action in ("ec2:TerminateInstances", "ec2:CreateTags"):
+        assert head_may(action, own)
+        assert not head_may(action, another)
+        assert not head_may(action, untagged)
+    assert head_may("ec2:CreateTags", {"ec2:CreateAction": "RunInstances"})
+    assert not head_may("ec2:CreateTags", {"ec2:CreateAction": "CreateVolume"})
+
+
+def test_the_head_gives_its_machines_no_rights_of_its_own() -> None:
     statements = RESOURCES["StartMachines"]["Properties"]["PolicyDocument"]["Statement"]
-    [ends] = [each for each in statements if each["Action"] == "ec2:TerminateInstances"]
-    assert ends["Condition"] == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": {"Ref": "Name"}}}
     [gives] = [each for each in statements if each["Action"] == "iam:PassRole"]
     assert "HeadRole" not in json.dumps(gives["Resource"])
+
+
+@pytest.mark.usefixtures("stack")
+def test_the_head_may_do_what_ray_does_with_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_provider, "TAG_BATCH_DELAY", 0)
+    [launcher] = documents(INFRA / "ray/aws.yaml")
+    ec2 = client("ec2")
+    node = launcher["available_node_types"]["generating"]["node_config"] | {
+        "ImageId": ec2.describe_images()["Images"][0]["ImageId"],
+        "SubnetIds": [ec2.describe_subnets()["Subnets"][0]["SubnetId"]],
+    }
+    provider = node_provider.AWSNodeProvider(launcher["provider"], launcher["cluster_name"])
+    calls: list[tuple[str, dict[str, Any]]] = []
+    for resource in (provider.ec2, provider.ec2_fail_fast):
+        resource.meta.client.meta.events.register(
+            "provide-client-params.ec2", lambda model, params, **_: calls.append((model.name, params))
+        )
+
+    provider.create_node(node, {TAG_RAY_NODE_KIND: NODE_KIND_WORKER}, 1)
+    [machine] = provider.non_terminated_nodes({})
+    provider.set_node_tags(machine, {TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE})
+    provider.terminate_nodes([machine])
+
+    assert {name for name, _ in calls} == {"RunInstances", "DescribeInstances", "CreateTags", "TerminateInstances"}
+    own = {OWNER: launcher["cluster_name"]}
+    for name, params in calls:
+        assert head_may(f"ec2:{name}", own)
+        if name == "RunInstances":
+            [tagged] = params["TagSpecifications"]
+            assert tagged["ResourceType"] == "instance"
+            assert {"Key": TAG_RAY_CLUSTER_NAME, "Value": launcher["cluster_name"]} in tagged["Tags"]
+            assert head_may("ec2:CreateTags", {"ec2:CreateAction": name})
+        elif name != "DescribeInstances":
+            assert params.get("Resources", params.get("InstanceIds")) == [machine]
+
+
+def head_may(action: str, context: Mapping[str, str]) -> bool:
+    """Whether the head's policy, of which the emulation does not heed the conditions, grants this about a machine.
+
+    context: the values of IAM's condition keys.
+    """
+    policy = client("iam").get_role_policy(RoleName="tritext-head", PolicyName="start-machines")["PolicyDocument"]
+    granted = False
+    for statement in policy["Statement"]:
+        assert statement["Effect"] == "Allow"
+        conditions = statement.get("Condition", {"StringEquals": {}})
+        assert conditions.keys() == {"StringEquals"}
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        granted |= any(fnmatchcase(action, pattern) for pattern in actions) and (
+            conditions["StringEquals"].items() <= context.items()
+        )
+    return granted
+
+
+def security_group(name: str) -> dict[str, Any]:
+    [found] = client("ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": [name]}])[
+        "SecurityGroups"
+    ]
+    return found
+
+
+def open_to(group: Mapping[str, Any]) -> set[tuple[str, str, int | None]]:
+    """Which address or group may reach it by which protocol at which port."""
+    found = set()
+    for rule in group["IpPermissions"]:
+        assert rule.get("FromPort") == rule.get("ToPort")
+        groups = [pair["GroupId"] for pair in rule["UserIdGroupPairs"]]
+        addresses = [each["CidrIp"] for each in rule["IpRanges"]] + [each["CidrIpv6"] for each in rule["Ipv6Ranges"]]
+        found |= {(source, rule["IpProtocol"], rule.get("FromPort")) for source in groups + addresses}
+    return found
 
 
 def credentials(role: str) -> dict[str, str]:
