@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from secrets import token_hex
 
 import ray
@@ -44,6 +45,7 @@ from serve_app.use_cases.idempotent_runs import IdempotentRuns
 from serve_app.use_cases.keys import Keys
 from serve_app.use_cases.ledger_upkeep import LedgerUpkeep
 from serve_app.use_cases.models import ModelCatalog, Models
+from serve_app.use_cases.readiness import Readiness
 from serve_app.use_cases.training_files import TrainingFiles
 from serve_app.use_cases.tuned_models import TunedModels
 from serve_app.use_cases.webhook_secrets import SealedSecrets
@@ -51,7 +53,6 @@ from serve_app.use_cases.webhooks import Webhooks
 
 INGRESS = "Ingress"
 
-_STATUS_TIMEOUT_S = 5.0
 _LAST_USED_S = 60.0
 _DELETE_EXPIRED_S = 600.0
 _MEASURE_S = 5.0
@@ -95,6 +96,8 @@ class Ingress:
         nudge = DispatcherClient(dispatcher).nudge
         fine_tuning = FineTuning(SqlJobs(database), files, catalog, graph.tokenizer, config.fine_tuning, nudge=nudge)
         self._resources.push_async_callback(fine_tuning.close)
+        readiness = Readiness(partial(ask_serve, serve.get_replica_context().app_name))
+        self._resources.callback(readiness.close)
         webhooks = Webhooks(SqlWebhooks(database), SealedSecrets(secrets.pepper()), config.webhooks, nudge=nudge)
         self._services = Services(
             config=config,
@@ -112,7 +115,7 @@ class Ingress:
             usage=SqlUsageReports(database),
             audit=SqlAuditLog(database),
             idempotency=IdempotentRuns(SealedAnswers(answers, secrets.pepper())),
-            is_ready=is_ready,
+            is_ready=readiness.is_ready,
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -157,23 +160,23 @@ def num_nodes() -> int:
     return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
-async def is_ready() -> bool:
-    """Whether every deployment that an answer needs can answer. Asks Serve, so that no sleeping replica is woken."""
-    name = serve.get_replica_context().app_name
-    try:
-        status = await asyncio.wait_for(asyncio.to_thread(serve.status), _STATUS_TIMEOUT_S)
-    except TimeoutError:
-        return False
-    if name not in status.applications:
-        return False
-    deployments = status.applications[name].deployments
+def ask_serve(app_name: str) -> bool:
+    """Whether every deployment that an answer needs can answer. Asks Serve, so that no sleeping replica is woken.
+
+    Blocks while Serve's controller is away. Raises LookupError where it does not know the application.
+    """
+    application = serve.status().applications.get(app_name)
+    if application is None:
+        raise LookupError(f"Serve's controller knows no application {app_name!r}")
     # Jobs and webhooks are taken in while no dispatcher runs; they wait.
-    return all(can_answer(deployment) for other, deployment in deployments.items() if other != DISPATCHER)
+    return all(can_answer(deployment) for name, deployment in application.deployments.items() if name != DISPATCHER)
 
 
 def can_answer(deployment: DeploymentStatusOverview) -> bool:
     """A running replica, or one that comes on a call: a deployment that sleeps is healthy, one that wakes upscales.
 
-    Were a waking model not ready, load balancers would take the whole service out for as long as that lasts.
+    Were a waking model not ready, load balancers would take the whole service out for as long as that lasts. Replicas
+    that a controller finds when it has been started anew are recovering to it until it has asked each of them.
     """
-    return bool(deployment.replica_states.get("RUNNING", 0) > 0 or deployment.status in ("HEALTHY", "UPSCALING"))
+    runs = any(deployment.replica_states.get(state, 0) > 0 for state in ("RUNNING", "RECOVERING"))
+    return runs or deployment.status in ("HEALTHY", "UPSCALING")

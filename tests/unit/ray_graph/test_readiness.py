@@ -14,6 +14,7 @@ from serve_app.ingress import can_answer
         ("UNHEALTHY", {"RUNNING": 1, "STOPPING": 1}, True),
         ("HEALTHY", {}, True),  # asleep
         ("UPSCALING", {"STARTING": 1}, True),  # waking
+        ("UPDATING", {"RECOVERING": 1}, True),  # found by a controller that was started anew
         ("UPDATING", {"STARTING": 1}, False),  # at the start of the service
         ("UNHEALTHY", {"STARTING": 1}, False),  # its last replica has died
         ("DEPLOY_FAILED", {}, False),
