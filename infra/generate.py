@@ -3,7 +3,7 @@
 | made | from |
 | --- | --- |
 | `serveConfigV2` in infra/kuberay/service.yaml | infra/serve/cluster.yaml |
-| infra/kuberay/environment.yaml, infra/ray/ray.env | `environment` in serve_app/launcher/profile.py |
+| infra/kuberay/environment.yaml, infra/ray/ray.env | serve_app/launcher/profile.py and infra/serve/cluster.yaml |
 | infra/observability/kubernetes.yaml | infra/observability/alerts.yaml |
 | infra/observability/dashboard.json | infra/dashboard.py |
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from infra.dashboard import dashboard_text
 from infra.haproxy import PORTS
 from serve_app.launcher.profile import Profile, environment
+from serve_app.launcher.serve_file import read_serve_file
 
 INFRA = Path(__file__).parent
 SERVE_CONFIG = INFRA / "serve/cluster.yaml"
@@ -24,7 +25,7 @@ ALERTS = OBSERVABILITY / "alerts.yaml"
 IMAGE_HAPROXY = "/opt/tritext/haproxy"
 
 _BEGIN, _END = "  serveConfigV2: |\n", "  rayClusterConfig:\n"
-_NOTE = "# Made by `python -m infra.generate` from serve_app/launcher/profile.py.\n"
+_NOTE = "# Made by `python -m infra.generate` from serve_app/launcher/profile.py and infra/serve/cluster.yaml.\n"
 
 _MONITORING = """\
 # Made by `python -m infra.generate` from infra/observability/alerts.yaml, for Prometheus's operator: apply it beside
@@ -74,7 +75,13 @@ def cluster_environment() -> Mapping[str, str]:
     """The variables of every node of a cluster: those of the throughput profile, but for what is local."""
     nowhere = Path("/nowhere")
     variables = environment(
-        Profile.THROUGHPUT, runtime_dir=nowhere, token_file=nowhere, ports=PORTS, num_threads=1, haproxy=nowhere
+        Profile.THROUGHPUT,
+        runtime_dir=nowhere,
+        token_file=nowhere,
+        ports=PORTS,
+        num_threads=1,
+        haproxy=nowhere,
+        longest_answer_s=read_serve_file(SERVE_CONFIG, http_port=PORTS.http).config.longest_answer_s,
     )
     return {name: value for name, value in variables.items() if name not in _LOCAL} | _CLUSTER
 

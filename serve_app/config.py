@@ -14,11 +14,20 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from deployments.config import GraphConfig, Settings
 from deployments.model_source import default_home
 
+BODY_TURN_S = 60.0
+"""How many seconds a large body waits for its turn."""
+
+BODY_ARRIVAL_S = 120.0
+"""Within how many seconds a large body must have arrived; nobody else has its turn before that."""
+
+GRACE_S = 60.0
+"""How many seconds longer than its time an answer may take, where the database is slow."""
+
 
 class HttpConfig(Settings):
-    """Bounds of the HTTP side. request_deadline_s: the longest that one answer may take. stream_keep_alive_s: how long
-    a stream may be silent before it says that it lives; less than proxies wait. max_kept_answer_bytes: an answer that
-    is longer is not kept for its Idempotency-Key."""
+    """Bounds of the HTTP side. request_deadline_s: the longest that one answer may take that waits for no training.
+    stream_keep_alive_s: how long a stream may be silent before it says that it lives; less than proxies wait.
+    max_kept_answer_bytes: an answer that is longer is not kept for its Idempotency-Key."""
 
     max_body_bytes: PositiveInt = 1024 * 1024
     max_json_depth: PositiveInt = 32
@@ -174,6 +183,17 @@ class AppConfig(Settings):
     limits: LimitsConfig = LimitsConfig()
     fine_tuning: FineTuningConfig = FineTuningConfig()
     webhooks: WebhooksConfig = WebhooksConfig()
+
+    @property
+    def longest_answer_s(self) -> float:
+        """How many seconds the longest answer may take: who stops giving or passing on answers must wait so long.
+
+        It is generation up to its deadline, or `POST /v1/aitextgen/finetune`: its body waits for its turn and arrives,
+        then its training is waited for. Either may take the grace besides, which is there for the rest, too: to check
+        and store texts, and to settle.
+        """
+        training_s = BODY_TURN_S + BODY_ARRIVAL_S + self.fine_tuning.hold_s
+        return max(self.http.request_deadline_s, training_s) + GRACE_S
 
 
 class Home(BaseSettings):

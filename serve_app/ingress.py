@@ -136,7 +136,7 @@ def bind_ingress(
         health_check_period_s=2,
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=1,
-        graceful_shutdown_timeout_s=config.http.request_deadline_s,
+        graceful_shutdown_timeout_s=config.longest_answer_s,
     )
     return deployment.bind(config, tokenizer, dict(generators), dispatcher)
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from deployments.graph import Graph
-from serve_app.config import AppConfig
+from serve_app.config import BODY_TURN_S, AppConfig
 from serve_app.use_cases.accounts import Accounts
 from serve_app.use_cases.admission import Admission
 from serve_app.use_cases.audit import AuditLog
@@ -42,4 +42,4 @@ class Services:
     audit: AuditLog
     idempotency: IdempotentRuns
     is_ready: Callable[[], Awaitable[bool]]
-    large_bodies: Turns = field(default_factory=lambda: Turns(2, wait_s=60.0))
+    large_bodies: Turns = field(default_factory=lambda: Turns(2, wait_s=BODY_TURN_S))

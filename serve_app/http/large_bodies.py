@@ -8,15 +8,13 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from deployments.errors import InvalidRequest
+from serve_app.config import BODY_ARRIVAL_S
 from serve_app.services import Services
-
-_ARRIVAL_S = 120.0
-"""Within how many seconds a large body must have arrived; nobody else has its turn before that."""
 
 
 @asynccontextmanager
 async def large_body(
-    request: Request, services: Services, *, arrival_s: float = _ARRIVAL_S
+    request: Request, services: Services, *, arrival_s: float = BODY_ARRIVAL_S
 ) -> AsyncGenerator[Request, None]:
     """The request, whose body has its turn while the context lasts: it is read, parsed and stored in there, and must
     not be live afterwards. A body that says that it is as short as those of other requests waits for nothing.

@@ -76,6 +76,7 @@ def _run(serve_file: ServeFile, profile: Profile, *, port: int, say: Say, signal
                 ports=chosen,
                 num_threads=psutil.cpu_count(logical=False) or 1,
                 haproxy=write_haproxy(runtime_dir, chosen) if profile is Profile.THROUGHPUT else None,
+                longest_answer_s=serve_file.config.longest_answer_s,
             )
         )
         with _quiet(runtime_dir / "launcher.log"):

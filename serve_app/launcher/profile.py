@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from math import ceil
 from pathlib import Path
 
 from serve_app.config import SetupError
@@ -9,6 +10,9 @@ from serve_app.launcher.ports import Ports
 
 MARKER = "TRITEXT_RUNTIME_DIR"
 """Set for every process of one running service, and for no other."""
+
+
+_SLOW_CLIENT_S = 60
 
 
 class Profile(StrEnum):
@@ -35,7 +39,14 @@ def choose_profile(name: str, *, platform: str, has_haproxy: bool) -> Profile:
 
 
 def environment(
-    profile: Profile, *, runtime_dir: Path, token_file: Path, ports: Ports, num_threads: int, haproxy: Path | None
+    profile: Profile,
+    *,
+    runtime_dir: Path,
+    token_file: Path,
+    ports: Ports,
+    num_threads: int,
+    haproxy: Path | None,
+    longest_answer_s: float,
 ) -> Mapping[str, str]:
     """The variables under which Ray and everything that it starts must run. `haproxy` is for THROUGHPUT."""
     variables = {
@@ -78,8 +89,8 @@ def environment(
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(runtime_dir),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(runtime_dir / "server-state"),
             "RAY_SERVE_HAPROXY_NBTHREAD": "2",
-            # A stream may outlive a change of the replicas by its whole length.
-            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",
+            # An answer may outlive a change of the replicas by its whole length, and a slow client takes a while more.
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(ceil(longest_answer_s) + _SLOW_CLIENT_S),
             # One answer may hold the log-probabilities of many positions.
             "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
         }

@@ -7,6 +7,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve_app.config import GRACE_S
 from serve_app.dialects.aitextgen import finetune_documents as documents
 from serve_app.dialects.aitextgen.finetune_wire import (
     DATA,
@@ -38,9 +39,6 @@ from serve_app.use_cases.fine_tuning import FineTuneCommand
 
 _ESCAPED = 3
 """How many bytes of a JSON string a byte of its text may take; for control characters more, which nobody trains on."""
-
-_GRACE_S = 60.0
-"""How much longer than the held time an answer may take, where the database is slow."""
 
 
 class EventsQuery(QueryModel):
@@ -76,7 +74,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         preference = parse_prefer(request.headers.getlist(prefer.HEADER))
         hold_s = preference.hold_s(config.hold_s)
         waiting = services.fine_tuning.wait(caller.account, created.id, timeout_s=hold_s)
-        job = await run_while_connected(request, waiting, deadline_s=hold_s + _GRACE_S)
+        job = await run_while_connected(request, waiting, deadline_s=hold_s + GRACE_S)
         response = answer(job, preference)
         if created.is_replayed:
             response.headers[REPLAYED_HEADER] = "true"

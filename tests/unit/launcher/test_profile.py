@@ -9,7 +9,7 @@ from serve_app.launcher.profile import Profile, choose_profile, environment
 PORTS = Ports(http=8000, dashboard=8265, fallback=8500, stats=8404, metrics=9101, measurements=9464)
 
 
-def variables(profile: Profile) -> dict[str, str]:
+def variables(profile: Profile, *, longest_answer_s: float = 600.0) -> dict[str, str]:
     return dict(
         environment(
             profile,
@@ -18,6 +18,7 @@ def variables(profile: Profile) -> dict[str, str]:
             ports=PORTS,
             num_threads=3,
             haproxy=Path("/run/t/haproxy"),
+            longest_answer_s=longest_answer_s,
         )
     )
 
@@ -41,6 +42,12 @@ def test_the_throughput_profile_has_haproxy_with_files_and_ports_of_its_own() ->
     paths = [value for name, value in found.items() if "HAPROXY" in name and value.startswith("/")]
     assert paths
     assert all(path.startswith("/run/t") for path in paths)
+
+
+@pytest.mark.parametrize("longest_answer_s", [600.0, 2040.5, 3660.0])
+def test_haproxy_passes_the_longest_answer_on_though_it_is_reloaded(longest_answer_s: float) -> None:
+    found = variables(Profile.THROUGHPUT, longest_answer_s=longest_answer_s)
+    assert int(found["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > longest_answer_s
 
 
 def test_the_plain_profile_turns_off_what_the_caller_s_environment_may_have_turned_on() -> None:
