@@ -204,6 +204,12 @@ class WebhookDelivery:
         try:
             headers = signed_headers(claim.event, at, claim.payload, self._signing_secrets(claim, at))
             receipt = await self._sender.send(claim.url, headers, claim.payload)
+            return Attempt(
+                at,
+                status=receipt.status,
+                body=kept_text(receipt.body),
+                retry_after_s=retry_after_s(receipt.status, receipt.retry_after, self._now()),
+            )
         except UnreadableSecret:
             return Attempt(at, error="the secret to sign with cannot be read any more; rotate it")
         except Undeliverable as error:
@@ -211,12 +217,6 @@ class WebhookDelivery:
         except Exception as error:  # counts as a failure too, or it would be sent again for ever
             logger.error("sending a webhook failed with %s", type(error).__name__)
             return Attempt(at, error="something went wrong on our side")
-        return Attempt(
-            at,
-            status=receipt.status,
-            body=kept_text(receipt.body),
-            retry_after_s=retry_after_s(receipt.status, receipt.retry_after, self._now()),
-        )
 
     def _signing_secrets(self, claim: Claim, at: float) -> Sequence[str]:
         sealed = [claim.secret]

@@ -65,7 +65,7 @@ def retry_after_s(status: int, header: str | None, now: float) -> float:
     else:
         try:
             moment = parsedate_to_datetime(header)
-        except ValueError:
+        except (ValueError, OverflowError):  # the latter for years and zones beyond what the platform's integers hold
             return 0.0
         # One without a zone, which should not be, is taken for UTC.
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now

@@ -69,6 +69,13 @@ def test_retry_after_of_other_responses_says_nothing(status: int) -> None:
     assert retry_after_s(status, "120", NOW) == 0
 
 
+@pytest.mark.parametrize(
+    "header", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 01 Jan 2030 00:00:00 +99999999999999", "9999999999"]
+)
+def test_dates_beyond_what_the_platform_counts_are_bounded(header: str) -> None:
+    assert retry_after_s(503, header, NOW) in (0.0, MAX_RETRY_AFTER_S)
+
+
 @given(st.text(max_size=60))
 def test_no_header_breaks_the_reader(header: str) -> None:
     assert 0 <= retry_after_s(429, header, NOW) <= MAX_RETRY_AFTER_S
