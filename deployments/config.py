@@ -93,8 +93,9 @@ class TrainerConfig(Settings):
     num_cpus, num_gpus: what it reserves of the cluster. start_wait_s: how long that is waited for, since machines may
     have to be started. niceness: of the worker as a process, so that on one machine it gives way to generation.
     num_threads 0 leaves the choice to torch. device `auto`: a GPU where num_gpus reserves one; of a part of one, that
-    part of its memory. checkpoint_every_steps: optimiser steps between two checkpoints. stall_s:
-    how long one piece of its work (loading the model, part of a step, publishing) may take until it counts as hanging.
+    part of its memory. checkpoint_every_steps: optimiser steps between two checkpoints; more of them where
+    it would save more than a hundred. stall_s: how long one piece of its work (loading the model, part of a step,
+    publishing) may take until it counts as hanging.
     """
 
     num_cpus: NonNegativeFloat = 1.0

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 SHORTEST, LONGEST = 128, 1024
 TOKENS_OF_STEP = 8192
 STEPS_OF_EPOCH = 8
+MAX_CHECKPOINTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,12 @@ class Shape:
     def ends_epoch(self, step: int) -> bool:
         """Whether a pass over the data ends within this step, counted from 1."""
         return int(self.epoch(step)) > int(self.epoch(step - 1))
+
+
+def checkpoint_interval(total_steps: int, at_least: int) -> int:
+    """Steps between two checkpoints: a hundredth of all, since many steps are quick ones, so that what a job leaves in
+    the object store has a bound, and what is lost with a worker is a small part of the whole."""
+    return max(at_least, -(-total_steps // MAX_CHECKPOINTS))
 
 
 def choose_sequence_length(longest: int, context_length: int) -> int:

@@ -26,7 +26,7 @@ from deployments.errors import TrainingFailed
 from deployments.fine_tune import checkpoint
 from deployments.fine_tune.dataset import IGNORED, Rows, orders
 from deployments.fine_tune.packed_model import PackedModel
-from deployments.fine_tune.shape import Shape
+from deployments.fine_tune.shape import Shape, checkpoint_interval
 from deployments.fine_tune.watch import Watch
 from deployments.training import CheckpointSaved, Progress, TrainingEvent, TrainingParams, Validated
 
@@ -217,6 +217,7 @@ class _Schedule(TrainerCallback):
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._saves_every = checkpoint_interval(run.shape.total_steps, run.checkpoint_every_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -224,7 +225,7 @@ class _Schedule(TrainerCallback):
         del args, kwargs
         step = state.global_step
         control.should_evaluate = self._run.validation is not None and self._run.shape.ends_epoch(step)
-        control.should_save = step % self._run.checkpoint_every_steps == 0 and step < self._run.shape.total_steps
+        control.should_save = step % self._saves_every == 0 and step < self._run.shape.total_steps
         return control
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.errors import JobNotFound
@@ -15,6 +15,9 @@ from serve_app.stores import outbox
 from serve_app.stores.ownership import owned_by
 from serve_app.stores.tables import job_checkpoints, job_events, jobs, tuned_models
 from serve_app.stores.upsert import insert, insert_new
+
+_KEPT_CHECKPOINTS = 3
+"""Of each job, as OpenAI keeps. Training goes on from the newest; each may be hundreds of megabytes."""
 
 
 def to_job(row: Row[Any]) -> Job:
@@ -79,13 +82,19 @@ async def _add_rest(connection: AsyncConnection, change: Change) -> None:
 
 
 async def _put_checkpoint(connection: AsyncConnection, checkpoint: JobCheckpoint) -> None:
-    """A step that was trained again replaces what was saved after it before."""
+    """Of the job, it and the `_KEPT_CHECKPOINTS - 1` before it are left. What was saved after later steps could not be
+    gone on from, or those steps would not be trained again."""
     row = {**asdict(checkpoint), "metrics": dict(checkpoint.metrics)}
     statement = insert(connection, job_checkpoints).values(row)
     new = {name: row[name] for name in ("manifest", "metrics", "created_at")}
     await connection.execute(
         statement.on_conflict_do_update(index_elements=list(job_checkpoints.primary_key), set_=new)
     )
+    columns = job_checkpoints.c
+    is_its = columns.job == checkpoint.job
+    newest = select(columns.step).where(is_its, columns.step <= checkpoint.step).order_by(columns.step.desc())
+    kept = newest.limit(_KEPT_CHECKPOINTS)
+    await connection.execute(delete(job_checkpoints).where(is_its, columns.step.not_in(kept)))
 
 
 async def _add_model(connection: AsyncConnection, model: TunedModel) -> None:

@@ -1,6 +1,8 @@
 """Jobs of accounts in SQL: what is stored is what was given, each account sees its own, transitions are whole."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -176,3 +178,34 @@ async def test_checkpoints_are_newest_first_and_a_repeated_step_replaces_its_own
     assert [(found.step, found.manifest) for found in page] == [(15, f"{15:064x}"), (10, "b" * 64)]
     rest = await jobs.checkpoints(job.account, job.id, after=page[-1].manifest, limit=2)
     assert [(found.step, found.metrics) for found in rest] == [(5, {"loss": 2.0})]
+
+
+async def test_the_newest_three_checkpoints_of_a_job_are_kept(database: Database, jobs: SqlJobs) -> None:
+    job, other = await add_job(database), await add_job(database)
+    for each, steps in ((other, [1]), (job, [5, 10, 15, 20, 25])):
+        await save(jobs, each, steps)
+    assert await saved_steps(jobs, job) == [25, 20, 15]
+    assert await saved_steps(jobs, other) == [1]
+
+
+async def test_training_that_began_again_forgets_what_it_could_not_go_on_from(
+    database: Database, jobs: SqlJobs
+) -> None:
+    """Or it would begin again after each loss until it comes as far."""
+    job = await add_job(database)
+    await save(jobs, job, [500, 550, 50])
+    assert await saved_steps(jobs, job) == [50]
+    await save(jobs, job, [100])
+    assert await saved_steps(jobs, job) == [100, 50]
+
+
+async def save(jobs: SqlJobs, job: Job, steps: Sequence[int]) -> None:
+    if (await jobs.get(job.account, job.id)).status is JobStatus.QUEUED:
+        await jobs.change(job.account, job.id, claimed)
+    for step in steps:
+        saved = partial(transitions.checkpointed, now=AT, event=checkpoint(step))
+        await jobs.change(job.account, job.id, saved)
+
+
+async def saved_steps(jobs: SqlJobs, job: Job) -> list[int]:
+    return [found.step for found in await jobs.checkpoints(job.account, job.id, after=None, limit=10)]

@@ -10,6 +10,7 @@ from deployments.fine_tune.shape import (
     STEPS_OF_EPOCH,
     TOKENS_OF_STEP,
     Shape,
+    checkpoint_interval,
     choose_batch_size,
     choose_sequence_length,
     round_up,
@@ -31,6 +32,13 @@ def test_batch_size_leaves_steps_and_bounds_them(num_rows: int, length: int) -> 
     assert batch_size == 1 or num_rows // batch_size >= STEPS_OF_EPOCH
     assert batch_size * length <= max(TOKENS_OF_STEP, length)
     assert batch_size * 2 * length > TOKENS_OF_STEP or num_rows // (batch_size * 2) < STEPS_OF_EPOCH
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "at_least", "expected"), [(10, 50, 50), (5000, 50, 50), (5001, 50, 51), (25_000_000, 50, 250_000)]
+)
+def test_no_training_saves_more_than_a_hundred_times(total_steps: int, at_least: int, expected: int) -> None:
+    assert checkpoint_interval(total_steps, at_least) == expected
 
 
 def test_workers_have_equal_parts() -> None:
