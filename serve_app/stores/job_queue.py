@@ -28,7 +28,7 @@ class SqlJobQueue:
         self._database = database
         self._config = config
 
-    async def claim(self, worker: str, now: float, *, besides: Collection[str], takes_over: bool) -> Claim | None:
+    async def claim(self, worker: str, now: float, *, besides: Collection[str], takes_over: bool) -> Claim | Job | None:
         is_expired = and_(_IS_RUNNING, _columns.lease_until <= now, _columns.id.not_in(besides), literal(takes_over))
         is_due = and_(
             _IS_OPEN,
@@ -43,7 +43,7 @@ class SqlJobQueue:
             if not (await connection.execute(anything)).scalar_one():
                 return None
 
-        async def work(connection: AsyncConnection) -> Claim | None:
+        async def work(connection: AsyncConnection) -> Claim | Job | None:
             await alone(connection, "claiming fine-tuning jobs")
             while (job_id := await self._next(connection, is_expired, is_due)) is not None:
                 job = await job_rows.read_locked(connection, job_id)
@@ -51,8 +51,7 @@ class SqlJobQueue:
                     continue
                 change = transitions.claimed(job, now, worker=worker, config=self._config)
                 await job_rows.write(connection, job, change)
-                if change.job.status is JobStatus.RUNNING:
-                    return await _claim(connection, change.job)
+                return change.job if change.job.status.is_final else await _claim(connection, change.job)
             return None
 
         return await self._database.transact(work)

@@ -16,7 +16,7 @@ from deployments.meter import Meter, NoMeter
 from serve_app.config import FineTuningConfig
 from serve_app.jobs import transitions
 from serve_app.use_cases.job_queue import Claim, ClaimLost, JobQueue
-from serve_app.use_cases.job_run import JobRun
+from serve_app.use_cases.job_run import JOBS_ENDED, JobRun
 
 LOOK_S = 1.0
 """How often a dispatcher looks which jobs wait and whether its own are still its own, if nobody nudges it."""
@@ -46,8 +46,8 @@ class Dispatcher:
     without a gap for STEADY_S, so that after an outage of the database, or when a clock was set, those that live have
     had the time to say so.
 
-    worker: a name that no other process has, nor had, of at most 32 characters. on_end: called when a run has ended,
-    of whose job webhooks may tell."""
+    worker: a name that no other process has, nor had, of at most 32 characters. on_end: called when a run or a job
+    has ended, of which webhooks may tell."""
 
     def __init__(
         self,
@@ -115,7 +115,11 @@ class Dispatcher:
             claim = await self._queue.claim(self._worker, now, besides=self._runs, takes_over=takes_over)
             if claim is None:
                 break
-            self._start(claim)
+            if isinstance(claim, Claim):
+                self._start(claim)
+            else:
+                self._meter.add(JOBS_ENDED, 1, status=claim.status.value)
+                self._on_end()
 
     def _start(self, claim: Claim) -> None:
         job = claim.job

@@ -43,8 +43,9 @@ class Claim:
 class JobQueue(Protocol):
     """The open jobs of all accounts. Every method raises StorageError where the database does not answer."""
 
-    async def claim(self, worker: str, now: float, *, besides: Collection[str], takes_over: bool) -> Claim | None:
-        """The job whose turn it is, now the worker's for a lease; None where no job waits or there is no room.
+    async def claim(self, worker: str, now: float, *, besides: Collection[str], takes_over: bool) -> Claim | Job | None:
+        """The job whose turn it is, now the worker's for a lease; None where no job waits or there is no room. The job
+        alone where it was left by its dispatcher once too often, and has failed thereby.
 
         With `takes_over`, jobs whose lease is over come first; then come those of the account with the fewest running
         jobs, of such accounts the one whose last turn is longest ago, the oldest first. No job of

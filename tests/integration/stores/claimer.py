@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from serve_app.config import FineTuningConfig
 from serve_app.jobs import transitions
+from serve_app.jobs.job import Job
 from serve_app.stores.database import Database, open_database
 from serve_app.stores.job_queue import SqlJobQueue
 from serve_app.stores.tables import jobs
@@ -36,6 +37,8 @@ async def run(database: Database, worker: str, dice: random.Random) -> list[int]
         accounts = await open_jobs(database, "running")
         most = max(most, sum(accounts.values()))
         most_of_account = max(most_of_account, *accounts.values(), 0)
+        if isinstance(claim, Job):
+            raise AssertionError(f"{claim.id} was left {claim.attempts} times")
         if claim is None:
             if not accounts and not await open_jobs(database, "queued"):
                 return [published, lost, most, most_of_account]

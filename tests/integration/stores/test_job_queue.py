@@ -23,7 +23,7 @@ def make_queue(database: Database, **fields: object) -> SqlJobQueue:
 
 async def claim(queue: SqlJobQueue, worker: str = "w", now: float = AT) -> Claim:
     found = await queue.claim(worker, now, besides=(), takes_over=True)
-    assert found is not None
+    assert isinstance(found, Claim)
     return found
 
 
@@ -122,8 +122,11 @@ async def test_job_that_was_left_too_often_fails_and_the_next_is_claimed(databas
     queue = make_queue(database, max_jobs=1, max_attempts=1, lease_s=30.0)
     left, waiting = await add_job(database), await add_job(database)
     await claim(queue)
+    failed = await queue.claim("w", AT + 30, besides=(), takes_over=True)
+    assert isinstance(failed, Job)
+    assert (failed.id, failed.status) == (left.id, JobStatus.FAILED)
+    assert await stored(database, left) == failed
     assert (await claim(queue, now=AT + 30)).job.id == waiting.id
-    assert (await stored(database, left)).status is JobStatus.FAILED
 
 
 async def test_renewed_lease_keeps_the_job(database: Database) -> None:

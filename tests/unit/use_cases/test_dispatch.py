@@ -385,7 +385,7 @@ class BrokenQueue(SqlJobQueue):
         super().__init__(*args)
         self.refused: set[str] = set()
 
-    async def claim(self, *args: Any, **kwargs: Any) -> Claim | None:
+    async def claim(self, *args: Any, **kwargs: Any) -> Claim | Job | None:
         self._check("claim")
         return await super().claim(*args, **kwargs)
 
@@ -442,9 +442,9 @@ async def test_claim_whose_answer_was_lost_is_given_back(bench: Bench) -> None:
     """The database has the claim, and the dispatcher does not know of it: it must not be kept alive for ever."""
 
     class Forgetful(BrokenQueue):
-        async def claim(self, *args: Any, **kwargs: Any) -> Claim | None:
+        async def claim(self, *args: Any, **kwargs: Any) -> Claim | Job | None:
             claim = await super().claim(*args, **kwargs)
-            if claim is not None and claim.job.fence == 1:
+            if isinstance(claim, Claim) and claim.job.fence == 1:
                 raise StorageError("the connection was lost")
             return claim
 
@@ -486,6 +486,31 @@ async def test_a_run_that_has_ended_its_job_is_not_cancelled_for_it(bench: Bench
     queue.may_answer.set()
     while not ended(bench)["succeeded"]:
         await asyncio.sleep(0.005)
+
+
+async def test_job_that_fails_as_it_is_taken_over_counts_as_one_that_has_ended(bench: Bench) -> None:
+    config = FineTuningConfig(**CONFIG | {"max_attempts": 1})
+    queue = SqlJobQueue(bench.database, config)
+    job = await add_job(bench.database)
+    is_told = asyncio.Event()
+    assert await queue.claim("dead", bench.clock(), besides=(), takes_over=True)
+    bench.clock.at += 1000  # its lease ends
+    dispatcher = Dispatcher(
+        queue,
+        FakeFineTuner(),
+        config,
+        worker="alive",
+        on_end=is_told.set,
+        meter=bench.meter,
+        now=bench.clock,
+    )
+    await dispatcher.look()
+    assert not is_told.is_set()  # it has to look for a while without a gap before it takes jobs over
+    bench.clock.at += 5
+    await dispatcher.look()
+    assert (await stored(bench.database, job)).status is JobStatus.FAILED
+    assert ended(bench) == {"succeeded": 0, "failed": 1}
+    assert is_told.is_set()
 
 
 def ended(bench: Bench) -> dict[str, float]:
