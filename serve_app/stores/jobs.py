@@ -27,22 +27,22 @@ class SqlJobs:
         account = (
             select(accounts.c.closed_at).where(accounts.c.id == change.job.account).with_for_update(key_share=True)
         )
-        is_queued = jobs.c.finished_at.is_(None) & (jobs.c.status != JobStatus.RUNNING.value)
-        number = select(func.count()).where(owned_by(jobs, change.job.account), is_queued)
 
         async def work(connection: AsyncConnection) -> bool:
             if (await connection.execute(account)).scalar() is not None:
                 raise PermissionDenied("the account is closed")
             if not await job_rows.add(connection, change):
                 return False
-            if (await connection.execute(number)).scalar_one() > most_queued:
-                raise RateLimited(
-                    f"an account may have {most_queued} fine-tuning jobs that wait (max_queued_jobs_per_account)",
-                    _QUEUE_FULL_RETRY_S,
-                )
+            if await _num_queued(connection, change.job.account) > most_queued:
+                raise _queue_full(most_queued)
             return True
 
         return await self._database.transact(work)
+
+    async def require_room(self, account: str, *, most_queued: int) -> None:
+        async with self._database.read() as connection:
+            if await _num_queued(connection, account) >= most_queued:
+                raise _queue_full(most_queued)
 
     async def get(self, account: str, job_id: str) -> Job:
         async with self._database.read() as connection:
@@ -99,6 +99,20 @@ class SqlJobs:
             await _read(connection, account, job_id)
             rows = (await connection.execute(statement)).all()
         return [job_rows.to_checkpoint(row) for row in rows]
+
+
+async def _num_queued(connection: AsyncConnection, account: str) -> int:
+    """How many jobs of the account wait or are paused."""
+    is_queued = jobs.c.finished_at.is_(None) & (jobs.c.status != JobStatus.RUNNING.value)
+    number = select(func.count()).where(owned_by(jobs, account), is_queued)
+    return int((await connection.execute(number)).scalar_one())
+
+
+def _queue_full(most_queued: int) -> RateLimited:
+    return RateLimited(
+        f"an account may have {most_queued} fine-tuning jobs that wait (max_queued_jobs_per_account)",
+        _QUEUE_FULL_RETRY_S,
+    )
 
 
 async def _read(connection: AsyncConnection, account: str, job_id: str) -> Job:

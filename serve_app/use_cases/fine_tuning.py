@@ -20,9 +20,11 @@ from serve_app.use_cases.job_ends import EndedJobs, JobEnds
 from serve_app.use_cases.models import ModelCatalog
 from serve_app.use_cases.token_counts import count_tokens
 from serve_app.use_cases.training_files import TrainingFiles
+from serve_app.use_cases.turns import Turns
 
 _RETRY_S = 0.5
 """Between two tries of a waiting call to read its job."""
+_READING_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,9 @@ class JobStore(EndedJobs, Protocol):
         Raises RateLimited where its account has `most_queued` jobs already that wait or are paused, and
         PermissionDenied where it is closed.
         """
+
+    async def require_room(self, account: str, *, most_queued: int) -> None:
+        """Raises RateLimited where `add` would."""
 
     async def get(self, account: str, job_id: str) -> Job:
         """Raises JobNotFound."""
@@ -97,6 +102,8 @@ class FineTuning:
         self._config = config
         self._nudge = nudge
         self._now = now
+        # Files of 20 MB, and several times that once they are documents: a few at a time fill no memory.
+        self._reading = Turns(2, wait_s=_READING_WAIT_S)
 
     async def close(self) -> None:
         """Lets go of the database; to be called when nobody waits for a job any more."""
@@ -107,7 +114,7 @@ class FineTuning:
 
         Where a job was made `once` already, it is answered instead, as it is.
         Raises ModelNotFound, InvalidParameter, InvalidTrainingData where the data cannot be trained on, and RateLimited
-        where too many jobs of the account wait.
+        where too many jobs of the account wait; Overloaded where too many files are being read.
         """
         job_id, earlier = new_id("ftjob-", 24), None
         if command.once is not None:
@@ -118,9 +125,12 @@ class FineTuning:
         if not command.name.isprintable():
             raise InvalidParameter("name must have printable characters only", "name")
         self._check(command.params)
-        num_tokens = await self._num_tokens(command, base_model, command.training_file, command.data_param)
-        if command.validation_file is not None:
-            await self._num_tokens(command, base_model, command.validation_file, "validation_file")
+        most_queued = self._config.max_queued_jobs_per_account
+        await self._jobs.require_room(command.account, most_queued=most_queued)
+        async with self._reading.turn():
+            num_tokens = await self._num_tokens(command, base_model, command.training_file, command.data_param)
+            if command.validation_file is not None:
+                await self._num_tokens(command, base_model, command.validation_file, "validation_file")
         if num_tokens * command.params.epochs > self._config.max_tokens:
             raise InvalidTrainingData(
                 f"the data has {num_tokens} tokens; {command.params.epochs} epochs of them are more than the "
@@ -142,7 +152,7 @@ class FineTuning:
             created_at=self._now(),
         )
         change = transitions.created(job)
-        if not await self._jobs.add(change, most_queued=self._config.max_queued_jobs_per_account):
+        if not await self._jobs.add(change, most_queued=most_queued):
             return await self.get(command.account, job_id)
         self._nudge()
         return change.job

@@ -57,8 +57,14 @@ class IdempotentRuns:
         await tried.wait()
 
     async def to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` answers; it goes on where the caller is cancelled."""
-        return await asyncio.shield(self._keep(work))
+        """What `work` answers; where the caller is cancelled it goes on, and the caller ends after it, since what the
+        caller holds is in use until then."""
+        task = self._keep(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
 
     async def _begin(self, place: Place, fingerprint: bytes) -> KeptAnswer | None:
         async with self._lock(place):

@@ -273,10 +273,10 @@ async def test_client_that_goes_away_while_its_job_is_made_gets_the_job_all_the_
         call = asyncio.create_task(client.post(PATH, json={"training_data": DATA}, headers=headers))
         await counting.wait()
         call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
         running = await client.post(PATH, json={"training_data": DATA}, headers=headers)
         assert (running.status_code, running.json()["error"]["code"]) == (409, "conflict")
         may_count.set()
+        await asyncio.gather(call, return_exceptions=True)
         while not (jobs := await service.services.fine_tuning.list("acme")):
             await asyncio.sleep(0.01)
         await service.services.fine_tuning.wait("acme", jobs[0].id, timeout_s=20)

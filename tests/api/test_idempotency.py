@@ -289,8 +289,9 @@ async def test_effect_goes_on_and_is_kept_where_the_client_leaves_while_it_is_co
     ask = once(effect, store)
     asking = asyncio.create_task(ask())
     await effect.started.wait()
-    await cancel(asking)
+    asking.cancel()
     effect.committed.set()
+    await ended(asking)
     await kept_answer(store)
     assert (await ask()).headers[REPLAYED] == "true"
     assert effect.num_effects == 1
@@ -331,9 +332,10 @@ async def test_grant_goes_on_where_the_client_leaves(sqlite_url: str, monkeypatc
         path, body = "/v1/admin/accounts/acme/credits", {"amount": 10}
         asking = asyncio.create_task(service.admin.post(path, json=body, headers=KEYED))
         await granted.wait()
-        await cancel(asking)
+        asking.cancel()
         assert (await service.admin.post(path, json=body, headers=KEYED)).status_code == 409
         leave.set()
+        await ended(asking)
         while (response := await service.admin.post(path, json=body, headers=KEYED)).status_code == 409:
             await asyncio.sleep(0.01)
         assert response.headers[REPLAYED] == "true"
@@ -342,8 +344,12 @@ async def test_grant_goes_on_where_the_client_leaves(sqlite_url: str, monkeypatc
 
 async def cancel(task: "asyncio.Task[Any]") -> None:
     task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    assert task.cancelled()
+    await ended(task)
+
+
+async def ended(cancelled: "asyncio.Task[Any]") -> None:
+    await asyncio.gather(cancelled, return_exceptions=True)
+    assert cancelled.cancelled()
 
 
 async def kept_answer(store: FakeIdempotentRequests) -> None:

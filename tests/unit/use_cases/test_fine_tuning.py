@@ -21,8 +21,9 @@ from deployments.errors import (
     StorageError,
 )
 from deployments.training import TrainingParams
+from deployments.training_documents import Document
 from serve_app.config import FineTuningConfig
-from serve_app.jobs.job import Job, JobStatus
+from serve_app.jobs.job import Job, JobStatus, TrainingFile
 from serve_app.stores.database import open_database
 from serve_app.stores.jobs import SqlJobs
 from serve_app.stores.training_files import SqlTrainingFiles
@@ -147,6 +148,40 @@ async def test_more_jobs_than_may_wait_are_refused(bench: Bench) -> None:
     assert await bench.create(once=bytes([2])) == waiting[2]
     assert await bench.fine_tuning.cancel("me", waiting[0].id)
     assert await bench.create()
+
+
+async def test_who_has_no_room_for_another_job_has_no_file_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = await bench.command()
+    for _ in range(3):
+        await bench.fine_tuning.create(command)
+    read: list[Any] = []
+    monkeypatch.setattr(bench.files, "documents", read.append)
+    with pytest.raises(RateLimited):
+        await bench.fine_tuning.create(command)
+    assert read == []
+
+
+async def test_files_are_read_two_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = await bench.command()
+    monkeypatch.setattr(bench.fine_tuning, "_config", CONFIG.model_copy(update={"max_queued_jobs_per_account": 6}))
+    now = most = 0
+    are_two = asyncio.Event()
+    read = bench.files.documents
+
+    async def documents(file: TrainingFile) -> Sequence[Document]:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        if now == 2:
+            are_two.set()
+        await are_two.wait()
+        found = await read(file)
+        now -= 1
+        return found
+
+    monkeypatch.setattr(bench.files, "documents", documents)
+    await asyncio.gather(*(bench.fine_tuning.create(command) for _ in range(6)))
+    assert most == 2
 
 
 async def test_owner_pauses_resumes_and_cancels(bench: Bench) -> None:

@@ -65,6 +65,24 @@ async def test_cancelled_repetition_leaves_the_running_request_alone(
     assert PLACE in store.kept
 
 
+async def test_what_goes_on_to_the_end_holds_its_cancelled_caller_until_then(runs: IdempotentRuns) -> None:
+    """The caller holds what the work uses, such as its turn to have megabytes in memory."""
+    began, may_end = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        began.set()
+        await may_end.wait()
+
+    calling = asyncio.create_task(runs.to_the_end(work()))
+    await began.wait()
+    calling.cancel()
+    await asyncio.sleep(0)
+    assert not calling.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+
+
 async def test_answer_that_cannot_be_kept_now_is_kept_later(
     store: FakeIdempotentRequests, runs: IdempotentRuns
 ) -> None:
