@@ -145,7 +145,7 @@ class FineTuningConfig(Settings):
     max_queued_jobs_per_account: PositiveInt = 100
     lease_s: PositiveFloat = 30.0
     hang_s: PositiveFloat = 300.0
-    max_attempts: PositiveInt = 5
+    max_attempts: PositiveInt = 12
     retry_s: PositiveFloat = 2.0
     keep_checkpoints_s: PositiveFloat = 7 * 86400.0
 
