@@ -8,8 +8,16 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from deployments.errors import InvalidRequest
-from serve_app.config import BODY_ARRIVAL_S
+from serve_app.config import BODY_ARRIVAL_S, AppConfig
 from serve_app.services import Services
+
+_ESCAPED = 3
+"""How many bytes of a JSON string a byte of its text may take; for control characters more, which nobody trains on."""
+
+
+def max_document_bytes(config: AppConfig) -> int:
+    """The most that a body may have with whose documents a model is to be trained."""
+    return config.http.max_body_bytes + _ESCAPED * config.fine_tuning.max_data_bytes
 
 
 @asynccontextmanager

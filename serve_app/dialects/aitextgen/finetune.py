@@ -26,7 +26,7 @@ from serve_app.http.authentication import authenticate
 from serve_app.http.disconnect import run_while_connected
 from serve_app.http.idempotency import REPLAYED_HEADER, Created, create_once, idempotency_key, idempotent
 from serve_app.http.json_text import parse_object
-from serve_app.http.large_bodies import large_body
+from serve_app.http.large_bodies import large_body, max_document_bytes
 from serve_app.http.prefer import Preference, parse_prefer
 from serve_app.http.query import QueryModel, parse_query
 from serve_app.http.request_body import check_content_type, read_bounded
@@ -37,9 +37,6 @@ from serve_app.services import Services
 from serve_app.use_cases.callers import Caller, Dialect, Scope
 from serve_app.use_cases.fine_tuning import FineTuneCommand
 
-_ESCAPED = 3
-"""How many bytes of a JSON string a byte of its text may take; for control characters more, which nobody trains on."""
-
 
 class EventsQuery(QueryModel):
     limit: int = Field(100, ge=1, le=MAX_PAGE, description="The largest number of events to answer.")
@@ -48,7 +45,6 @@ class EventsQuery(QueryModel):
 
 def add_routes(routes: APIRouter, services: Services) -> None:
     http, config = services.config.http, services.config.fine_tuning
-    max_body_bytes = http.max_body_bytes + _ESCAPED * config.max_data_bytes
 
     async def identify(request: Request) -> Caller:
         return await authenticate(request, services, Dialect.AITEXTGEN, scope=Scope.FINE_TUNE)
@@ -82,7 +78,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
 
     async def make_job(request: Request, caller: Caller, key: str | None) -> Created:
         """Nobody has the body and the texts in memory any more when this returns."""
-        body = await read_bounded(request, max_body_bytes)
+        body = await read_bounded(request, max_document_bytes(services.config))
         fields = await asyncio.to_thread(read, body)
         principal = caller.principal
         model = fields.model if fields.model is not None else services.models.default(principal).id

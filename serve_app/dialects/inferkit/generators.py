@@ -19,7 +19,7 @@ from serve_app.http.authentication import authenticate
 from serve_app.http.documented import documented
 from serve_app.http.idempotency import REPLAYED_HEADER, Created, create_once, idempotency_key, idempotent
 from serve_app.http.json_text import parse_object
-from serve_app.http.large_bodies import large_body
+from serve_app.http.large_bodies import large_body, max_document_bytes
 from serve_app.http.request_body import read_bounded
 from serve_app.http.resources import json_answer
 from serve_app.http.times import from_iso, to_iso
@@ -29,9 +29,6 @@ from serve_app.use_cases.callers import Caller, Dialect, Scope
 from serve_app.use_cases.document_training import AUTO_LEARNING_RATE
 from serve_app.use_cases.fine_tuning import FineTuneCommand
 from serve_app.use_cases.models import ServedModel
-
-_ESCAPED = 3
-"""How many bytes of a JSON string a byte of its text may take; for control characters more, which nobody trains on."""
 
 _DOCUMENTS = "documents"
 
@@ -70,7 +67,6 @@ def generator_object(model_id: str, name: str, stage: str, undeploy_at: float | 
 
 def add_routes(routes: APIRouter, services: Services) -> None:
     http, config, tuned_models = services.config.http, services.config.fine_tuning, services.tuned_models
-    max_body_bytes = http.max_body_bytes + _ESCAPED * config.max_data_bytes
 
     async def identify(request: Request) -> Caller:
         return await authenticate(request, services, Dialect.INFERKIT, scope=Scope.FINE_TUNE, allow_raw_key=True)
@@ -100,7 +96,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
         return response
 
     async def make_job(request: Request, caller: Caller, key: str | None) -> Created:
-        body = await read_bounded(request, max_body_bytes)
+        body = await read_bounded(request, max_document_bytes(services.config))
         fields = await asyncio.to_thread(read, body)
         base = services.models.default(caller.principal)
 

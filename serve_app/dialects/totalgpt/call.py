@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response
 
 from deployments.errors import InvalidParameter
 from deployments.types import Usage
 from serve_app.http.authentication import authenticate
 from serve_app.http.idempotency import Endpoint, idempotent
-from serve_app.http.json_text import to_json
 from serve_app.http.request_body import read_json
 from serve_app.services import Services
 from serve_app.use_cases.callers import Caller, Dialect
@@ -111,7 +109,3 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
-
-
-def json_answer(payload: Mapping[str, Any]) -> Response:
-    return Response(to_json(payload), media_type="application/json")

@@ -10,9 +10,9 @@ from starlette.responses import Response
 from deployments.config import ModelConfig
 from deployments.errors import ModelNotFound, PermissionDenied
 from deployments.types import EncodeRequest
-from serve_app.dialects.totalgpt.call import json_answer
 from serve_app.dialects.totalgpt.documents import documented
 from serve_app.http.authentication import authenticate
+from serve_app.http.resources import json_answer
 from serve_app.http.times import to_iso
 from serve_app.jobs.job import TunedModel
 from serve_app.services import Services

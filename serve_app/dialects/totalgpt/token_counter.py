@@ -10,7 +10,7 @@ from starlette.responses import Response
 from deployments.errors import InvalidParameter
 from deployments.types import EncodeRequest, Prompt
 from serve_app.config import TotalGPTConfig
-from serve_app.dialects.totalgpt.call import Call, json_answer, read_call
+from serve_app.dialects.totalgpt.call import Call, read_call
 from serve_app.dialects.totalgpt.documents import documented
 from serve_app.dialects.totalgpt.fields import NullableFields
 from serve_app.dialects.totalgpt.prompts import (
@@ -23,6 +23,7 @@ from serve_app.dialects.totalgpt.prompts import (
 )
 from serve_app.dialects.totalgpt.unsupported import COUNTING, refuse_unsupported
 from serve_app.http.disconnect import run_while_connected
+from serve_app.http.resources import json_answer
 from serve_app.http.wire_model import parse
 from serve_app.services import Services
 

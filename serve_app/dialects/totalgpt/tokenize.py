@@ -9,12 +9,13 @@ from starlette.responses import Response
 
 from deployments.errors import InvalidParameter
 from deployments.types import EncodeRequest, Prompt, PromptStart, TextPrompt
-from serve_app.dialects.totalgpt.call import Call, json_answer, read_call
+from serve_app.dialects.totalgpt.call import Call, read_call
 from serve_app.dialects.totalgpt.documents import documented
 from serve_app.dialects.totalgpt.fields import NullableFields, TokenId
 from serve_app.dialects.totalgpt.prompts import ChatFields, Message, naming_messages, to_chat_prompt
 from serve_app.dialects.totalgpt.unsupported import TOKENIZING, refuse_unsupported
 from serve_app.http.disconnect import run_while_connected
+from serve_app.http.resources import json_answer
 from serve_app.http.wire_model import parse
 from serve_app.services import Services
 
