@@ -1,9 +1,9 @@
-"""A real Prometheus for tests, with the service's own configuration but for the address that it asks."""
+"""A real Prometheus for tests, with the service's own configuration but for where it finds whom to ask."""
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,19 @@ def program(name: str) -> str:
 
 
 @contextmanager
-def running_prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
-    """Asks the target each second, as long as the context lasts; it dies with this process."""
-    config = yaml.safe_load((OBSERVABILITY / "prometheus.yaml").read_text("utf-8"))
+def running_prometheus(
+    directory: Path, config_name: str, found_by: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Iterator[Prometheus]:
+    """Asks each second, as long as the context lasts; it dies with this process.
+
+    config_name: of a file in infra/observability.
+    found_by: what takes the place of `static_configs` or `file_sd_configs` there.
+    """
+    config = yaml.safe_load((OBSERVABILITY / config_name).read_text("utf-8"))
     config["global"]["scrape_interval"] = config["global"]["evaluation_interval"] = "1s"
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
-    del config["scrape_configs"][0]["file_sd_configs"]
+    [job] = config["scrape_configs"]
+    assert found_by.keys() <= job.keys()
+    job |= found_by
     shutil.copy(ALERTS, directory)
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"

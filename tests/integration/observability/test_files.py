@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 
 from infra.generate import ALERTS, OBSERVABILITY
@@ -11,8 +12,9 @@ from tests.prometheus import promtool
 CASES = Path(__file__).with_name("alerts_test.yaml")
 
 
-def test_the_configuration_and_the_alarms_are_valid() -> None:
-    checked = promtool("check", "config", OBSERVABILITY / "prometheus.yaml")
+@pytest.mark.parametrize("name", ["prometheus.yaml", "prometheus_cluster.yaml"])
+def test_the_configuration_and_the_alarms_are_valid(name: str) -> None:
+    checked = promtool("check", "config", OBSERVABILITY / name)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "rules found" in checked.stdout
 

@@ -63,7 +63,8 @@ def address(service: Service) -> str:
 
 @pytest.fixture(scope="module")
 def prometheus(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    with running_prometheus(tmp_path_factory.mktemp("prometheus"), address) as prometheus:
+    found_by = {"static_configs": [{"targets": [address]}]}
+    with running_prometheus(tmp_path_factory.mktemp("prometheus"), "prometheus.yaml", found_by) as prometheus:
         yield prometheus
 
 

@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 from deployments import continuing, generator_metrics
 from deployments.meter import Counter, Gauge, Histogram, Metric
@@ -125,6 +127,18 @@ def test_prometheus_asks_where_the_service_says() -> None:
     assert int(port) in {ports.choose(8000).measurements, 9464}
 
 
+def test_on_a_cluster_prometheus_asks_those_whom_ray_names_and_nobody_else() -> None:
+    [config] = documents(OBSERVABILITY / "prometheus_cluster.yaml")
+    [job] = config["scrape_configs"]
+    assert config["rule_files"] == [ALERTS.name]
+    assert [key for key in job if key.endswith("_sd_configs") or key == "static_configs"] == ["file_sd_configs"]
+    [found] = job["file_sd_configs"]
+    assert [Path(name).name for name in found["files"]] == [PROMETHEUS_SERVICE_DISCOVERY_FILE]
+    # A machine that is gone must be forgotten before its alarm is raised.
+    [unmeasured] = [rule for rule in RULES if rule["alert"] == "TritextUnmeasured"]
+    assert (found["refresh_interval"], unmeasured["for"]) == ("30s", "5m")
+
+
 def test_in_kubernetes_the_pods_are_found_and_the_alarms_are_the_same() -> None:
     monitor, rules = documents(OBSERVABILITY / "kubernetes.yaml")
     assert rules["spec"]["groups"] == documents(ALERTS)[0]["groups"]
@@ -142,8 +156,9 @@ def test_in_kubernetes_the_pods_are_found_and_the_alarms_are_the_same() -> None:
     assert {each["metadata"]["namespace"] for each in (monitor, rules)} == {"tritext"}
 
 
-def test_kept_series_are_the_same_everywhere() -> None:
-    [config] = documents(OBSERVABILITY / "prometheus.yaml")
+@pytest.mark.parametrize("name", ["prometheus.yaml", "prometheus_cluster.yaml"])
+def test_kept_series_are_the_same_everywhere(name: str) -> None:
+    [config] = documents(OBSERVABILITY / name)
     monitor, _ = documents(OBSERVABILITY / "kubernetes.yaml")
     keep, drop = config["scrape_configs"][0]["metric_relabel_configs"]
     kept, dropped = monitor["spec"]["podMetricsEndpoints"][0]["metricRelabelings"]
