@@ -45,12 +45,14 @@ class Generators:
 
 
 @asynccontextmanager
-async def start_generators(config: GraphConfig, num_replicas: int) -> AsyncGenerator[Generators, None]:
+async def start_generators(
+    config: GraphConfig, num_replicas: int, replica: type[MeasuredReplica] = MeasuredReplica
+) -> AsyncGenerator[Generators, None]:
     """On the Ray that this process is connected to. Ends Serve when the context is left."""
     await asyncio.to_thread(serve.start, proxy_location="Disabled")
     _, generators = bind_graph(config, longest_call_s=10)
     bound = generators[config.models[0].id]._bound_deployment
-    deployment = bound.options(MeasuredReplica, num_replicas=num_replicas, ray_actor_options={"num_cpus": 0.1})
+    deployment = bound.options(replica, num_replicas=num_replicas, ray_actor_options={"num_cpus": 0.1})
     application = deployment.bind(*bound.init_args)
     try:
         handle = await asyncio.to_thread(serve.run, application, name="load", route_prefix=None)

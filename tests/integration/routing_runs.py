@@ -19,18 +19,42 @@ import ray
 
 from deployments.checkpoints.opening import open_artifacts
 from deployments.config import AdapterCacheConfig, EngineConfig, GraphConfig, ModelConfig
+from deployments.continuing import ContinuingGenerator
 from deployments.engine.protocol import EngineStats
-from deployments.errors import ReplicaLost
-from deployments.ray_graph import service_error
+from deployments.engine.scheduler import Batch
+from deployments.engine.torch_engine import TorchEngine
+from deployments.errors import GenerationFailed, ReplicaLost
+from deployments.ray_graph import RayGenerator, service_error
 from deployments.types import AdapterRef, GenerateRequest, SamplingParams
-from load_tests.generators import Generators, start_generators
+from load_tests.generators import Generators, MeasuredReplica, start_generators
 from tests.factories import make_tiny_model
 from tests.unit.engine.adapters import adapter_tensors, config_of, make_adapter, write_adapter
 
 NUM_REPLICAS = 3
+NUM_TOKENS_BEFORE_FAULT = 20
 LINEARS = {f"model.layers.{layer}.self_attn.{name}_proj": (64, 64) for layer in range(2) for name in ("q", "o")}
 
 _numbers = count()
+
+
+class BreakableReplica(MeasuredReplica):
+    async def break_at_a_token(self, pid: int, fault: type[BaseException]) -> None:
+        """In this process: from when a sequence has so many tokens, each step of its model raises the fault."""
+        if os.getpid() != pid:
+            return
+        engine = self._node._engine
+        assert isinstance(engine, TorchEngine) and engine._runner is not None
+        is_broken = False
+        run = engine._runner.run
+
+        def run_or_raise(batch: Batch) -> Any:
+            nonlocal is_broken
+            is_broken |= any(len(item.sequence.output_token_ids) > NUM_TOKENS_BEFORE_FAULT for item in batch.scheduled)
+            if is_broken:
+                raise fault("broken by the test")
+            return run(batch)
+
+        engine._runner.run = run_or_raise  # type: ignore[method-assign]
 
 
 def new_tokens(number: int) -> tuple[int, ...]:
@@ -101,6 +125,55 @@ async def killed(generators: Generators, _home: Path) -> dict[str, bool]:
     }
 
 
+async def with_fault(generators: Generators, fault: type[BaseException]) -> dict[str, bool]:
+    """The model of the replica that has a beginning breaks in the middle of an answer; others ask for the same then."""
+    request = make_request(new_tokens(150), max_tokens=300)
+    before = await all_replicas(generators)
+    expected = (await generators.client.generate(request)).sequences[0].token_ids
+    [home] = await generators.busy_since(before)
+    await generators.handle.broadcast("break_at_a_token", home, fault).results_async(timeout_s=60)
+
+    async def until_replaced(_pause_s: float) -> None:
+        await all_replicas(generators, but=home)
+
+    client = ContinuingGenerator(RayGenerator(generators.handle, 120), sleep=until_replaced)
+    token_ids: tuple[int, ...] = ()
+    has_failed = False
+    async with aclosing(client.stream(request)) as chunks:
+        try:
+            async for chunk in chunks:
+                token_ids += chunk.token_ids
+        except GenerationFailed:
+            has_failed = True
+    answers = await asyncio.gather(*(client.generate(request) for _ in range(10)))
+    await all_replicas(generators, but=home)
+    return {
+        "stream": token_ids == expected,
+        "failed": has_failed,
+        "others": all(answer.sequences[0].token_ids == expected for answer in answers),
+    }
+
+
+async def dead_engine(generators: Generators, _home: Path) -> dict[str, bool]:
+    """The step thread ends."""
+    return await with_fault(generators, SystemExit)
+
+
+async def broken_device(generators: Generators, _home: Path) -> dict[str, bool]:
+    """Every step fails."""
+    return await with_fault(generators, RuntimeError)
+
+
+async def all_replicas(generators: Generators, *, but: int | None = None) -> dict[int, EngineStats]:
+    """Waits until they are as many as they should be, none of them the process `but`."""
+    async with asyncio.timeout(120):
+        while True:
+            found = await snapshots_of_the_living(generators)
+            if len(found) == NUM_REPLICAS and but not in found:
+                return found
+            await asyncio.sleep(0.1)
+
+
 async def snapshots_of_the_living(generators: Generators) -> dict[int, EngineStats]:
     """A replica that has died is still asked, and the whole fails, until the router is told of its death."""
     async with asyncio.timeout(60):
@@ -128,12 +201,19 @@ def make_config(home: Path) -> GraphConfig:
     return GraphConfig(models=(model,), adapters=AdapterCacheConfig(device_bytes=4_000_000))
 
 
-SCENARIOS = {"conversations": conversations, "adapters": adapters, "crowd": crowd, "killed": killed}
+SCENARIOS = {
+    "conversations": conversations,
+    "adapters": adapters,
+    "crowd": crowd,
+    "killed": killed,
+    "dead engine": dead_engine,
+    "broken device": broken_device,
+}
 
 
 async def main(home: Path) -> dict[str, Any]:
     make_tiny_model(home / "tiny")
-    async with start_generators(make_config(home), NUM_REPLICAS) as generators:
+    async with start_generators(make_config(home), NUM_REPLICAS, BreakableReplica) as generators:
         return {name: await scenario(generators, home) for name, scenario in SCENARIOS.items()}
 
 

@@ -41,3 +41,11 @@ def test_crowd_of_one_beginning_spreads(came_to: dict[str, Any]) -> None:
 
 def test_loss_of_the_preferred_replica_is_no_error(came_to: dict[str, Any]) -> None:
     assert came_to["killed"] == {"stream": True, "others": True, "elsewhere": True}
+
+
+def test_stream_of_an_engine_that_dies_goes_on_elsewhere_and_its_replica_is_replaced(came_to: dict[str, Any]) -> None:
+    assert came_to["dead engine"] == {"stream": True, "failed": False, "others": True}
+
+
+def test_broken_device_fails_what_it_computes_and_nothing_after_that(came_to: dict[str, Any]) -> None:
+    assert came_to["broken device"] == {"stream": False, "failed": True, "others": True}

@@ -156,8 +156,9 @@ def test_a_replica_that_is_gone_or_full_is_an_overload(error: Exception) -> None
     assert translated.retry_after_s > 0
 
 
-def test_a_replica_whose_engine_is_dead_is_lost() -> None:
-    lost = service_error(task_error(EngineDead("the step thread died")))
+@pytest.mark.parametrize("wrap", [task_error, lambda error: error], ids=["actor call", "gRPC"])
+def test_a_replica_whose_engine_is_dead_is_lost(wrap: Callable[[Exception], Exception]) -> None:
+    lost = service_error(wrap(EngineDead("the step thread died")))
     assert isinstance(lost, ReplicaLost)
     assert lost.retry_after_s > 0
 
