@@ -20,6 +20,9 @@ BODY_TURN_S = 60.0
 BODY_ARRIVAL_S = 120.0
 """Within how many seconds a large body must have arrived; nobody else has its turn before that."""
 
+READING_TURN_S = 60.0
+"""How many seconds a new job waits for the turn at which its files are read."""
+
 GRACE_S = 60.0
 """How many seconds longer than its time an answer may take, where the database is slow."""
 
@@ -189,10 +192,10 @@ class AppConfig(Settings):
         """How many seconds the longest answer may take: who stops giving or passing on answers must wait so long.
 
         It is generation up to its deadline, or `POST /v1/aitextgen/finetune`: its body waits for its turn and arrives,
-        then its training is waited for. Either may take the grace besides, which is there for the rest, too: to check
-        and store texts, and to settle.
+        its file waits to be read, and then its training is waited for. Either may take the grace besides, which is
+        there for the rest, too: to check and store texts, and to settle.
         """
-        training_s = BODY_TURN_S + BODY_ARRIVAL_S + self.fine_tuning.hold_s
+        training_s = BODY_TURN_S + BODY_ARRIVAL_S + READING_TURN_S + self.fine_tuning.hold_s
         return max(self.http.request_deadline_s, training_s) + GRACE_S
 
 

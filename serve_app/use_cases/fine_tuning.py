@@ -10,7 +10,7 @@ from typing import Protocol
 from deployments.errors import InvalidParameter, InvalidTrainingData, JobNotFound, NotFound, StorageError
 from deployments.graph import Tokenizer
 from deployments.training import TrainingParams
-from serve_app.config import FineTuningConfig
+from serve_app.config import READING_TURN_S, FineTuningConfig
 from serve_app.jobs import transitions
 from serve_app.jobs.ids import derived_id, new_id
 from serve_app.jobs.job import Job, JobCheckpoint, JobEvent, TrainingFile
@@ -24,7 +24,6 @@ from serve_app.use_cases.turns import Turns
 
 _RETRY_S = 0.5
 """Between two tries of a waiting call to read its job."""
-_READING_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +102,7 @@ class FineTuning:
         self._nudge = nudge
         self._now = now
         # Files of 20 MB, and several times that once they are documents: a few at a time fill no memory.
-        self._reading = Turns(2, wait_s=_READING_WAIT_S)
+        self._reading = Turns(2, wait_s=READING_TURN_S)
 
     async def close(self) -> None:
         """Lets go of the database; to be called when nobody waits for a job any more."""

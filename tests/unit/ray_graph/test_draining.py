@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from serve_app.app import build
-from serve_app.config import BODY_ARRIVAL_S, BODY_TURN_S, GRACE_S, AppConfig
+from serve_app.config import BODY_ARRIVAL_S, BODY_TURN_S, GRACE_S, READING_TURN_S, AppConfig
 
 GRAPH = {"models": [{"id": "tiny", "source": "/models/tiny"}]}
-BEFORE_TRAINING_S = BODY_TURN_S + BODY_ARRIVAL_S
+BEFORE_TRAINING_S = BODY_TURN_S + BODY_ARRIVAL_S + READING_TURN_S
 
 
 @pytest.mark.parametrize(
