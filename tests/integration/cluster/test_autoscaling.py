@@ -1,4 +1,5 @@
-"""Ray's autoscaler over the kinds of machines of infra/ray/aws.yaml, where machines are nodes of one machine.
+"""Ray's autoscaler over the kinds of machines of infra/ray/aws.yaml, where machines are nodes of one machine;
+and Serve's, which brings the replicas that ask for them.
 
 Ray's own class for this, AutoscalingCluster, begins by ending every Ray of the machine.
 """
@@ -6,7 +7,8 @@ Ray's own class for this, AutoscalingCluster, begins by ending every Ray of the 
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -27,8 +29,10 @@ pytestmark = pytest.mark.timeout(900)
 AWS = ROOT / "infra/ray/aws.yaml"
 HEAD = "ray.head.default"  # the name that the fake provider takes for granted
 GENERATOR = f"Generator-{SLEEPING_MODEL}"
+BUSY_GENERATOR = f"Generator-{MODEL}"
 IDLE_S = 6
 """How long a machine without work stays."""
+NUM_CLIENTS = 8
 
 
 def autoscaling_config() -> dict[str, Any]:
@@ -76,20 +80,45 @@ def autoscaling_config() -> dict[str, Any]:
 
 
 def document_of(model: Path, objects: Path) -> dict[str, Any]:
-    """infra/serve/cluster.yaml, one replica of each but no generator: both models sleep, and soon again."""
+    """infra/serve/cluster.yaml, one replica of each but no generator: both models sleep, and soon again.
+
+    One of them computes one text at a time, and has as many replicas as the tokens of prompts ask for that wait there:
+    neither sequences nor its cache ask for a second one.
+    """
     document = cluster_document(model, objects)
     document["proxy_location"] = "HeadOnly"  # nodes of one machine have the same ports
     for name in ("Ingress", "Tokenizer"):
         deployment(document, name)["autoscaling_config"]["min_replicas"] = 1
     deployment(document, "Dispatcher")["num_replicas"] = 1
-    for name in (f"Generator-{MODEL}", GENERATOR):
+    for name in (BUSY_GENERATOR, GENERATOR):
         deployment(document, name)["autoscaling_config"] |= {
             "min_replicas": 0,
             "look_back_period_s": 3,
             "downscale_delay_s": 3,
             "downscale_to_zero_delay_s": 3,
         }
+    [busy] = [each for each in graph_of(document)["models"] if each["id"] == MODEL]
+    busy["engine"]["max_num_seqs"] = 1
+    scaling = deployment(document, BUSY_GENERATOR)["autoscaling_config"]
+    scaling["max_replicas"] = 2
+    scaling["policy"]["policy_kwargs"] = {
+        "target_sequences": 1e6,
+        "target_pending_tokens": 100,
+        "target_cache_use": 1e6,
+    }
+    deployment(document, "Ingress")["autoscaling_config"] |= {
+        "target_ongoing_requests": NUM_CLIENTS / 2,
+        "metrics_interval_s": 1,
+        "look_back_period_s": 3,
+        "upscale_delay_s": 3,
+    }
     return document
+
+
+def graph_of(document: dict[str, Any]) -> dict[str, Any]:
+    [application] = document["applications"]
+    graph: dict[str, Any] = application["args"]["graph"]
+    return graph
 
 
 class Watch:
@@ -156,6 +185,26 @@ def service(postgresql_server: PostgreSQLServer, postgresql_template: str) -> It
         yield watch, client
 
 
+@contextmanager
+def load(client: httpx.Client) -> Iterator[None]:
+    """Several who ask the busy model, each as soon as it was answered, for as long as the context lasts."""
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            answer = client.post("/v1/completions", json={"model": MODEL, "prompt": "x" * 200, "max_tokens": 100})
+            assert answer.status_code == 200, answer.text
+
+    with ThreadPoolExecutor(NUM_CLIENTS) as executor:
+        asking = [executor.submit(ask) for _ in range(NUM_CLIENTS)]
+        try:
+            yield
+        finally:
+            is_over.set()
+    for each in asking:
+        each.result()
+
+
 def num_generating(view: View) -> int:
     return view.with_resource("generating")
 
@@ -193,3 +242,17 @@ def test_a_job_brings_a_machine_that_goes_again(service: tuple[Watch, httpx.Clie
     watch.wait(lambda view: num_training(view) == 0, timeout_s=120, what="its machine is gone")
     assert watch.now.is_whole
     assert num_generating(watch.now) == 0
+
+
+def test_prompts_that_wait_bring_a_second_generator_and_its_machine_and_requests_a_second_ingress(
+    service: tuple[Watch, httpx.Client],
+) -> None:
+    watch, client = service
+    assert watch.most(lambda view: len(view.replicas.get("Ingress", ()))) == 1
+    with load(client):
+        watch.wait(lambda view: len(view.replicas["Ingress"]) == 2, timeout_s=180, what="two ingresses")
+        watch.wait(lambda view: len(view.replicas[BUSY_GENERATOR]) == 2, timeout_s=180, what="two generators")
+        assert num_generating(watch.now) == 2
+    watch.wait(lambda view: not view.replicas[BUSY_GENERATOR], timeout_s=120, what="the model sleeps")
+    watch.wait(lambda view: num_generating(view) == 0, timeout_s=120, what="the machines are gone")
+    assert watch.now.is_whole
