@@ -1,5 +1,6 @@
 """Starting and stopping the service as a user does: what is printed, what is left, what a failure says."""
 
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ import httpx
 import pytest
 import yaml
 
+from serve_app.launcher.local_state import make_runtime_dir
+from serve_app.launcher.serve_file import read_serve_file
 from tests.integration.service import LOCAL_CONFIG, Service, running, wait_until
 
 pytestmark = pytest.mark.timeout(400)
@@ -41,6 +44,11 @@ def test_a_stop_ends_every_process_and_the_next_start_prints_the_same_key(
         names = service.names()
         assert {"raylet", "gcs_server"} <= names
         assert ("haproxy" in names) is (profile == "throughput")
+        if profile == "throughput":
+            [told] = make_runtime_dir(home).glob("*/haproxy.cfg")
+            [hard_stop_s] = re.findall(r"hard-stop-after (\d+)s", told.read_text())
+            config = read_serve_file(LOCAL_CONFIG, http_port=service.port).config
+            assert int(hard_stop_s) > config.longest_answer_s
         assert service.stop(number) == 0
         assert service.processes() == []
         assert service.output.endswith("Stopped.\n")

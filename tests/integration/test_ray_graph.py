@@ -5,6 +5,7 @@ import json
 import random
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.timeout(400)
 DEPLOYMENTS = ("Ingress", "Tokenizer", "Dispatcher", GENERATOR)
 NUM_CANCELLED = 200
 NUM_LONG = 7000
+SILENCE_S = 12
+"""More than an answer about readiness is kept, and a probe waits for another one."""
 
 
 def test_serve_status_shows_each_deployment_healthy_on_its_own(service: Service) -> None:
@@ -157,6 +160,28 @@ def answers(service: Service) -> bool:
         return service.complete().status_code == 200
     except httpx.TransportError:  # by the ingress that was killed
         return False
+
+
+def test_a_controller_that_says_nothing_makes_no_service_unready(service: Service) -> None:
+    """Answers need none, and a load balancer that asks all machines must not be left without any."""
+
+    def is_ready() -> bool:
+        return httpx.get(f"{service.url}/ready", timeout=30).status_code == 200
+
+    wait_until(is_ready, timeout_s=60, what="ready")
+    [controller] = service.processes_called("ServeController")
+    controller.suspend()
+    try:
+        told = [is_ready()]
+        silent_since = time.monotonic()
+        while time.monotonic() < silent_since + SILENCE_S:
+            told.append(is_ready())
+        assert answers(service)
+    finally:
+        controller.resume()
+    assert all(told)
+    wait_until(lambda: service.healthy_deployments() == set(DEPLOYMENTS), timeout_s=60, what="all healthy")
+    assert is_ready()
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS)
