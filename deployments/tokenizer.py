@@ -54,7 +54,7 @@ class TokenizerNode:
                 vocab_size=tokenizer.vocab_size,
             )
 
-        return await _run(work, _size(request))
+        return await _run(work, size_of(request))
 
     async def decode(self, model: str, token_ids: tuple[int, ...], *, skip_special_tokens: bool = False) -> str:
         """See `deployments.graph.Tokenizer.decode`."""
@@ -93,7 +93,8 @@ async def _run(work: Callable[[], Result], size: int) -> Result:
     return work() if size <= MAX_SIZE_ON_EVENT_LOOP else await asyncio.to_thread(work)
 
 
-def _size(request: EncodeRequest) -> int:
+def size_of(request: EncodeRequest) -> int:
+    """Characters and token ids that are to be encoded."""
     size = sum(len(word) for word in request.bad_words)
     for prompt in request.prompts:
         match prompt:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 
@@ -14,6 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.checkpoints.opening import open_artifacts
+from deployments.near_tokenizer import nearest
 from deployments.ray_graph import Handle, connect_graph
 from deployments.ray_logging import log_as_serve
 from deployments.ray_meter import RayMeter
@@ -87,6 +89,7 @@ class Ingress:
         )
         await self._resources.enter_async_context(repeating(*chores))
         graph = connect_graph(config.graph, tokenizer, generators, meter)
+        graph = replace(graph, tokenizer=await nearest(config.graph, graph.tokenizer))
         tuned_models = TunedModels(SqlTunedModels(database))
         catalog = ModelCatalog(config.graph.models)
         models = Models(catalog, tuned_models)

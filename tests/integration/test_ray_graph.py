@@ -156,8 +156,9 @@ async def test_requests_that_clients_cancel_leave_nothing_running(service: Servi
 
 
 def answers(service: Service) -> bool:
+    """To a prompt for which every deployment is asked: shorter ones need no Tokenizer."""
     try:
-        return service.complete().status_code == 200
+        return service.complete(prompt="word " * 500).status_code == 200
     except httpx.TransportError:  # by the ingress that was killed
         return False
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.timeout(400)
 
 SECRET = "porcelain hippopotamus"  # of a prompt, to be found nowhere
 PROMPT = f"The {SECRET} went to the market on a sunny morning and bought a basket full of apples, and then"
+LONG_PROMPT = PROMPT * 30  # shorter ones need no Tokenizer
 EXPORT_S = 40  # Ray's processes report every ten seconds
 
 
@@ -86,8 +87,8 @@ def traffic(service: Service, prometheus: Prometheus) -> Traffic:
         assert done == "data: [DONE]"
         traffic.num_streams += 1
         traffic.add(json.loads(last.removeprefix("data: "))["usage"])
-    for _ in range(2):
-        answer = post("/v1/completions", {"model": MODEL, "prompt": PROMPT, "max_tokens": 12})
+    for prompt in (PROMPT, LONG_PROMPT):
+        answer = post("/v1/completions", {"model": MODEL, "prompt": prompt, "max_tokens": 12})
         traffic.add(answer.json()["usage"])
     body = {"prompt": {"text": PROMPT}, "length": 40}
     path = f"/v1/models/{MODEL}/generate"
