@@ -5,7 +5,7 @@ import logging
 from deployments.config import GraphConfig
 from deployments.graph import Tokenizer
 from deployments.model_files import ModelSourceError
-from deployments.tokenizer import TokenizerNode, size_of
+from deployments.tokenizer import TokenizerNode, size_of, size_of_texts
 from deployments.types import EncodeRequest, EncodeResult
 
 MAX_SIZE = 2048
@@ -33,7 +33,7 @@ class NearTokenizer:
         return await self._for(len(token_ids)).token_texts(model, token_ids)
 
     async def count(self, model: str, texts: tuple[str, ...]) -> tuple[int, ...]:
-        return await self._for(sum(map(len, texts))).count(model, texts)
+        return await self._for(size_of_texts(texts)).count(model, texts)
 
     def _for(self, size: int) -> Tokenizer:
         return self._near if size <= MAX_SIZE else self._far

@@ -1,7 +1,7 @@
 """The tokenizer node of the graph: the text work of all configured models, off the event loop where it is long."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +14,11 @@ from deployments.types import ChatPrompt, EncodeRequest, EncodeResult, TextPromp
 
 MAX_SIZE_ON_EVENT_LOOP = 4096
 """Characters or token ids, about two milliseconds of work; what is longer runs in a thread."""
+
+_SIZE_OF_A_TEXT = 64
+"""What each text takes however short it is, in characters that would take as long."""
+_SPELLINGS = 4
+"""How many texts are encoded for a bad word, see `ModelTokenizer.spell`."""
 
 Result = TypeVar("Result")
 
@@ -71,7 +76,7 @@ class TokenizerNode:
     async def count(self, model: str, texts: tuple[str, ...]) -> tuple[int, ...]:
         """See `deployments.graph.Tokenizer.count`."""
         tokenizer = await self._tokenizer(model)
-        return await _run(lambda: tokenizer.count(texts), size=sum(map(len, texts)))
+        return await _run(lambda: tokenizer.count(texts), size_of_texts(texts))
 
     async def _tokenizer(self, model: str) -> ModelTokenizer:
         if model not in self._configs:
@@ -94,14 +99,20 @@ async def _run(work: Callable[[], Result], size: int) -> Result:
 
 
 def size_of(request: EncodeRequest) -> int:
-    """Characters and token ids that are to be encoded."""
-    size = sum(len(word) for word in request.bad_words)
+    """How much work it is, as characters or token ids of one text."""
+    size = _SPELLINGS * size_of_texts(request.bad_words)
     for prompt in request.prompts:
         match prompt:
             case TextPrompt():
-                size += len(prompt.text)
+                size += size_of_texts((prompt.text,))
             case TokenPrompt():
                 size += len(prompt.token_ids)
             case ChatPrompt():
-                size += sum(len(message.content) for message in prompt.messages)
+                for message in prompt.messages:
+                    size += _SIZE_OF_A_TEXT + len(message.role) + len(message.content) + len(message.name or "")
     return size
+
+
+def size_of_texts(texts: Sequence[str]) -> int:
+    """How much work it is to encode each of them, as characters of one text."""
+    return sum(_SIZE_OF_A_TEXT + len(text) for text in texts)

@@ -88,8 +88,8 @@ class Ingress:
             Chore("measuring reservations", admission.measure, _MEASURE_S),
         )
         await self._resources.enter_async_context(repeating(*chores))
-        graph = connect_graph(config.graph, tokenizer, generators, meter)
-        graph = replace(graph, tokenizer=await nearest(config.graph, graph.tokenizer))
+        connected = connect_graph(config.graph, tokenizer, generators, meter)
+        graph = replace(connected, tokenizer=await nearest(config.graph, connected.tokenizer))
         tuned_models = TunedModels(SqlTunedModels(database))
         catalog = ModelCatalog(config.graph.models)
         models = Models(catalog, tuned_models)
@@ -97,7 +97,9 @@ class Ingress:
         files = TrainingFiles(SqlTrainingFiles(database), artifacts, config.fine_tuning)
         self._resources.callback(files.close)
         nudge = DispatcherClient(dispatcher).nudge
-        fine_tuning = FineTuning(SqlJobs(database), files, catalog, graph.tokenizer, config.fine_tuning, nudge=nudge)
+        # Thousands of short documents are as much work as a long one.
+        counting = connected.tokenizer
+        fine_tuning = FineTuning(SqlJobs(database), files, catalog, counting, config.fine_tuning, nudge=nudge)
         self._resources.push_async_callback(fine_tuning.close)
         readiness = Readiness(partial(ask_serve, serve.get_replica_context().app_name))
         self._resources.callback(readiness.close)

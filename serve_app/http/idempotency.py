@@ -99,7 +99,9 @@ async def create_once(
     """
     if key is None:
         return Created(await services.idempotency.to_the_end(create(None)))
-    asked = await asyncio.to_thread(fingerprint, request, body, caller.principal.key_id)
+    asked = await services.idempotency.to_the_end(
+        asyncio.to_thread(fingerprint, request, body, caller.principal.key_id)
+    )
     kept = await services.idempotency.begin(caller.account, key, asked)
     if kept is not None:
         return Created(kept.body.decode(), is_replayed=True)

@@ -169,7 +169,8 @@ def test_a_controller_that_says_nothing_makes_no_service_unready(service: Servic
     def is_ready() -> bool:
         return httpx.get(f"{service.url}/ready", timeout=30).status_code == 200
 
-    wait_until(is_ready, timeout_s=60, what="ready")
+    # Each of several ingresses must have found out once.
+    wait_until(lambda: all(is_ready() for _ in range(10)), timeout_s=60, what="ready")
     [controller] = service.processes_called("ServeController")
     controller.suspend()
     try:
@@ -177,6 +178,7 @@ def test_a_controller_that_says_nothing_makes_no_service_unready(service: Servic
         silent_since = time.monotonic()
         while time.monotonic() < silent_since + SILENCE_S:
             told.append(is_ready())
+            time.sleep(0.1)
         assert answers(service)
     finally:
         controller.resume()

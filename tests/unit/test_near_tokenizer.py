@@ -1,6 +1,7 @@
 """Which texts are handled where the caller is, and which go to the Tokenizer."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from deployments.config import GraphConfig, ModelConfig
 from deployments.graph import Tokenizer
 from deployments.near_tokenizer import MAX_SIZE, NearTokenizer, nearest
-from deployments.types import ChatMessage, ChatPrompt, EncodeRequest, Prompt, TextPrompt, TokenPrompt
+from deployments.types import ChatMessage, ChatPrompt, EncodeRequest, TextPrompt, TokenPrompt
 from tests.factories import make_tiny_model
 from tests.fakes import FakeTokenizer
 
@@ -33,36 +34,47 @@ class Named(FakeTokenizer):
         return await super().count(model, texts)
 
 
-HALF = "x" * (MAX_SIZE // 2)
+def texts(size: int) -> EncodeRequest:
+    return EncodeRequest("m", (TextPrompt("x" * (size // 2)), TextPrompt("x" * (size - size // 2))))
+
+
+def tokens(size: int) -> EncodeRequest:
+    return EncodeRequest("m", (TokenPrompt((5,) * size),))
+
+
+def messages(size: int) -> EncodeRequest:
+    return EncodeRequest("m", (ChatPrompt((ChatMessage("user", "x" * size), ChatMessage("user", "x"))),))
+
+
+def empty_messages(size: int) -> EncodeRequest:
+    return EncodeRequest("m", (ChatPrompt((ChatMessage("user", ""),) * size),))
+
+
+def bad_words(size: int) -> EncodeRequest:
+    return EncodeRequest("m", (TextPrompt("x"),), ("x",) * size)
 
 
 @pytest.mark.parametrize(
-    ("prompts", "bad_words"),
-    [
-        ((TextPrompt(HALF), TextPrompt(HALF)), ()),
-        ((TokenPrompt((5,) * MAX_SIZE),), ()),
-        ((ChatPrompt((ChatMessage("user", HALF), ChatMessage("user", HALF))),), ()),
-        ((TextPrompt(HALF),), (HALF,)),
-    ],
+    ("make", "most"), [(texts, 2000), (tokens, 2000), (messages, 2000), (empty_messages, 30), (bad_words, 10)]
 )
-async def test_prompts_are_encoded_here_up_to_a_size_of_all_together(
-    prompts: tuple[Prompt, ...], bad_words: tuple[str, ...]
+async def test_prompts_are_encoded_here_while_all_together_are_little_work(
+    make: Callable[[int], EncodeRequest], most: int
 ) -> None:
     near, far = Named(), Named()
     tokenizer: Tokenizer = NearTokenizer(near, far)
-    short, long = EncodeRequest("m", prompts, bad_words), EncodeRequest("m", prompts, (*bad_words, "y"))
-    await tokenizer.encode(short)
-    await tokenizer.encode(long)
-    assert (near.requests, far.requests) == ([short], [long])
+    await tokenizer.encode(make(most // 2))
+    assert len(near.requests) == 1
+    await tokenizer.encode(make(most + most // 10))
+    assert len(far.requests) == 1
 
 
 async def test_so_is_everything_else() -> None:
     near, far = Named(), Named()
     tokenizer: Tokenizer = NearTokenizer(near, far)
-    for size in (MAX_SIZE, MAX_SIZE + 1):
+    for size in (MAX_SIZE // 2, MAX_SIZE + 1):
         await tokenizer.decode("m", (5,) * size)
         await tokenizer.token_texts("m", (5,) * size)
-        await tokenizer.count("m", ("x", "x" * (size - 1)))
+        await tokenizer.count("m", ("x", "x" * size))
     assert near.calls == far.calls == ["decode", "token_texts", "count"]
 
 

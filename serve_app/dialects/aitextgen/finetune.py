@@ -79,7 +79,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def make_job(request: Request, caller: Caller, key: str | None) -> Created:
         """Nobody has the body and the texts in memory any more when this returns."""
         body = await read_bounded(request, max_document_bytes(services.config))
-        fields = await asyncio.to_thread(read, body)
+        fields = await services.idempotency.to_the_end(asyncio.to_thread(read, body))
         principal = caller.principal
         model = fields.model if fields.model is not None else services.models.default(principal).id
         base = await services.models.trainable(principal, model)

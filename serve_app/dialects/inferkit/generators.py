@@ -97,7 +97,7 @@ def add_routes(routes: APIRouter, services: Services) -> None:
 
     async def make_job(request: Request, caller: Caller, key: str | None) -> Created:
         body = await read_bounded(request, max_document_bytes(services.config))
-        fields = await asyncio.to_thread(read, body)
+        fields = await services.idempotency.to_the_end(asyncio.to_thread(read, body))
         base = services.models.default(caller.principal)
 
         async def create(once: bytes | None) -> str:
