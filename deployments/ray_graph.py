@@ -332,9 +332,8 @@ def service_error(error: BaseException) -> BaseException:
         cause = error.cause
         is_lost = isinstance(cause, asyncio.CancelledError | TaskCancelledError | EngineDead)
         return _replica_lost() if is_lost else cause
-    if isinstance(error, EngineDead):  # over gRPC an error of the node comes as it is
-        return _replica_lost()
-    if isinstance(error, RayActorError | ReplicaUnavailableError | TaskCancelledError):
+    # Over gRPC an error of the node comes as it is.
+    if isinstance(error, EngineDead | RayActorError | ReplicaUnavailableError | TaskCancelledError):
         return _replica_lost()
     if isinstance(error, BackPressureError):
         return Overloaded("too many requests wait for a replica")
