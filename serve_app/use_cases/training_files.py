@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from deployments.errors import InvalidTrainingData, NotFound, PayloadTooLarge
 from deployments.training_documents import Document, num_bytes, read_lines, to_line
@@ -49,6 +48,8 @@ class Blobs(Protocol):
     def put_blob(self, source: bytes | Path) -> str: ...
 
     def read_blob(self, digest: str, *, max_bytes: int) -> bytes: ...
+
+    def fetch_blob(self, digest: str, path: Path) -> None: ...
 
 
 class TrainingFiles:
@@ -137,10 +138,13 @@ class TrainingFiles:
         """Jobs that were created from the file go on. Raises NotFound."""
         await self._files.delete(account, file_id, self._now())
 
-    async def content(self, account: str, file_id: str) -> bytes:
-        """The file as it was uploaded. Raises NotFound, ObjectStoreError, CorruptObject."""
+    async def open_content(self, account: str, file_id: str) -> tuple[BinaryIO, int]:
+        """The file as it was uploaded, on this machine's disk until it is closed, and its bytes.
+
+        Raises NotFound, ObjectStoreError, CorruptObject.
+        """
         file = await self._files.get(account, file_id)
-        return await self._in_thread(partial(self._blobs.read_blob, max_bytes=file.bytes), file.original)
+        return await self._in_thread(self._open, file.original), file.bytes
 
     async def documents(self, file: TrainingFile) -> Sequence[Document]:
         """What is trained on. Raises ObjectStoreError, CorruptObject."""
@@ -164,6 +168,12 @@ class TrainingFiles:
                 raise InvalidTrainingData("there is nothing to train on", param)
             file.flush()
             return self._blobs.put_blob(Path(file.name)), num_documents, file.tell()
+
+    def _open(self, digest: str) -> BinaryIO:
+        with tempfile.TemporaryDirectory(prefix="tritext-content-") as directory:
+            path = Path(directory) / "content"
+            self._blobs.fetch_blob(digest, path)
+            return path.open("rb")  # what is open stays readable without its name
 
     def _read_documents(self, digest: str) -> Sequence[Document]:
         # In JSON a text is at most six times as long; around it stand quotes, or all that makes a conversation.

@@ -17,6 +17,7 @@ from serve_app.dialects.fine_tuning.wire import file_object
 from serve_app.http.form import FRAME_BYTES, Form, read_form
 from serve_app.http.idempotency import idempotent
 from serve_app.http.large_bodies import large_body
+from serve_app.http.opened_file import OpenedFile
 from serve_app.http.query import QueryModel, parse_query
 from serve_app.http.resources import json_answer, path_id
 from serve_app.services import Services
@@ -97,10 +98,8 @@ def add_routes(routes: APIRouter, services: Services) -> None:
     async def retrieve_content(request: Request) -> Response:
         """The file as it was uploaded."""
         caller = await fine_tuner(request, services)
-        content = await services.files.content(caller.account, path_id(request, "file"))
-        # Never shown by a browser in place of a page of this service.
-        headers = {"Content-Disposition": "attachment"}
-        return Response(content, headers=headers, media_type="application/octet-stream")
+        file, num_bytes = await services.files.open_content(caller.account, path_id(request, "file"))
+        return OpenedFile(file, num_bytes=num_bytes)
 
     async def delete_file(request: Request) -> Response:
         """Ends a file for good. Jobs that were made from it go on."""

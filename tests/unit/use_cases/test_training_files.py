@@ -34,6 +34,14 @@ async def files(sqlite_url: str, artifacts: ArtifactStore) -> AsyncIterator[Trai
         yield TrainingFiles(SqlTrainingFiles(database), artifacts, CONFIG, now=Clock())
 
 
+async def content(files: TrainingFiles, file_id: str) -> bytes:
+    file, num_bytes = await files.open_content("me", file_id)
+    with file:
+        found = file.read()
+    assert len(found) == num_bytes
+    return found
+
+
 async def test_documents_and_file_come_back_as_they_were(files: TrainingFiles, artifacts: ArtifactStore) -> None:
     original = b'{"text": "..."}'
     file = await files.add(
@@ -42,7 +50,7 @@ async def test_documents_and_file_come_back_as_they_were(files: TrainingFiles, a
     assert (file.bytes, file.num_documents) == (len(original), 4)
     assert file.original == sha256(original).hexdigest()
     assert await files.get("me", file.id) == file
-    assert await files.content("me", file.id) == original
+    assert await content(files, file.id) == original
     assert await files.documents(file) == DOCUMENTS
     blob = artifacts.read_blob(file.digest, max_bytes=10_000)
     assert [json.loads(line) for line in blob.split(b"\n")[:-1]] == DOCUMENTS
@@ -52,12 +60,12 @@ async def test_file_may_lie_on_a_disk(files: TrainingFiles, tmp_path: Path) -> N
     path = tmp_path / "upload"
     path.write_bytes(b"abc")
     file = await files.add("me", filename="a.txt", purpose="fine-tune", original=path, documents=["abc"])
-    assert await files.content("me", file.id) == b"abc"
+    assert await content(files, file.id) == b"abc"
 
 
 async def test_documents_that_came_without_a_file_are_its_lines(files: TrainingFiles) -> None:
     file = await files.add("me", filename="", purpose="fine-tune", original=None, documents=["a", "b"])
-    assert await files.content("me", file.id) == b'"a"\n"b"\n'
+    assert await content(files, file.id) == b'"a"\n"b"\n'
     assert file.bytes == 8
 
 
@@ -94,7 +102,7 @@ async def test_what_reading_the_documents_raises_is_raised(files: TrainingFiles)
 
 async def test_deleted_file_is_gone_and_others_see_none(files: TrainingFiles) -> None:
     file = await files.add("me", filename="f", purpose="p", original=b"x", documents=["x"])
-    for call in (files.get("other", file.id), files.content("other", file.id), files.delete("other", file.id)):
+    for call in (files.get("other", file.id), files.open_content("other", file.id), files.delete("other", file.id)):
         with pytest.raises(NotFound):
             await call
     assert await files.list("other") == []
@@ -111,14 +119,14 @@ async def test_object_store_that_does_not_answer_holds_up_nobody_else(
     file = await files.add("me", filename="f", purpose="fine-tune", original=None, documents=["a"])
     is_stalled, goes_on = threading.Event(), threading.Event()
 
-    def stalled(*_args: object, **_kwargs: object) -> bytes:
+    def stalled(_digest: str, path: Path) -> None:
         is_stalled.set()
         goes_on.wait(30)
-        return b"a"
+        path.write_bytes(b'"a"\n')
 
-    monkeypatch.setattr(artifacts, "read_blob", stalled)
+    monkeypatch.setattr(artifacts, "fetch_blob", stalled)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-    reading = [asyncio.create_task(files.content("me", file.id)) for _ in range(9)]
+    reading = [asyncio.create_task(content(files, file.id)) for _ in range(9)]
     try:
         while not is_stalled.is_set():
             await asyncio.sleep(0.01)
@@ -126,5 +134,5 @@ async def test_object_store_that_does_not_answer_holds_up_nobody_else(
         assert not any(task.done() for task in reading)
     finally:
         goes_on.set()
-    assert await asyncio.gather(*reading) == [b"a"] * 9
+    assert await asyncio.gather(*reading) == [b'"a"\n'] * 9
     files.close()
