@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from deployments.fine_tune.dataset import IGNORED, Array, Limits, make_rows, tokenize
+from deployments.fine_tune.dataset import IGNORED, Limits, Tokens, make_rows, tokenize
 from deployments.fine_tune.lora import attach_adapter, load_base
 from deployments.fine_tune.packed_model import PackedModel
 from deployments.fine_tune.shape import Shape, choose_batch_size, choose_sequence_length
@@ -44,7 +44,7 @@ def documents(count: int, seed: int = 7) -> list[str]:
     return [". ".join(rng.choices(sentences, k=max(round(rng.lognormvariate(2.0, 1.0)), 1))) for _ in range(count)]
 
 
-def train_packed(model: PackedModel, tokens: Sequence[Array], params: TrainingParams) -> float:
+def train_packed(model: PackedModel, tokens: Sequence[Tokens], params: TrainingParams) -> float:
     """Seconds of one pass over the documents, as the service trains."""
     length = choose_sequence_length(max(map(len, tokens)) - 1, _LONGEST)
     rows = make_rows(tokens, length, together=model.together)
@@ -64,9 +64,9 @@ def train_packed(model: PackedModel, tokens: Sequence[Array], params: TrainingPa
         return _seconds(trainer.go)
 
 
-def train_padded(model: Any, tokens: Sequence[Array], params: TrainingParams) -> float:
+def train_padded(model: Any, tokens: Sequence[Tokens], params: TrainingParams) -> float:
     """Seconds of one pass over the documents by the plain Trainer."""
-    items = [{"input_ids": torch.from_numpy(each[:_LONGEST]).long()} for each in tokens]
+    items = [{"input_ids": torch.from_numpy(each.ids[:_LONGEST]).long()} for each in tokens]
     with tempfile.TemporaryDirectory() as directory:
         arguments = TrainingArguments(
             output_dir=directory,
@@ -116,7 +116,7 @@ def main() -> None:
     directory = resolve(arguments.model)
     files = read_model_files(directory)
     tokens = [
-        each[: _LONGEST + 1]
+        Tokens(each.ids[: _LONGEST + 1], each.labels[: _LONGEST + 1])
         for each in tokenize(
             documents(arguments.documents), load_tokenizer(directory), Limits.of(files), vocab_size=files.vocab_size
         )

@@ -4,21 +4,25 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from deployments.errors import InvalidParameter, InvalidTrainingData
-from deployments.fine_tune.packing import pack, split
+from deployments.fine_tune.learned_text import Render, Span, learned_text
+from deployments.fine_tune.packing import Piece, pack, split
 from deployments.model_files import ModelFiles
-from deployments.training_documents import Document, read_lines, to_chat_prompt
+from deployments.training_documents import Document, read_lines
 from deployments.types import ChatPrompt
 
+T = TypeVar("T")
+
 Array = np.ndarray[Any, np.dtype[np.int32]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 IGNORED = -100
-"""The label of a position that is padding."""
+"""The label of a position from which nothing is learned."""
 
 _TOKENIZED_AT_ONCE = 256
 
@@ -43,11 +47,28 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """A document: arrays [tokens]. labels: its tokens, IGNORED where one is not learned."""
+
+    ids: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_learned(self) -> int:
+        """The first is never learned: it follows nothing."""
+        return int((self.labels[1:] != IGNORED).sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """Packed sequences: arrays [rows, sequence length].
 
     At each position stands a token, its place within its document (which begins again at 0 with every piece), and the
-    label: the token that follows in the document. Padding, at the end of a row, has the label IGNORED.
+    label: the token that follows in the document, or IGNORED where that is not learned, as in the padding at the end of
+    a row.
     """
 
     token_ids: Array
@@ -79,7 +100,7 @@ def read_documents(data: bytes, param: str = "training_data") -> list[Document]:
         try:
             [document] = read_lines(line)
         except ValueError:
-            raise InvalidTrainingData(f"line {number} is neither a text nor a conversation", param) from None
+            raise InvalidTrainingData(f"line {number} is no document", param) from None
         documents.append(document)
     return documents
 
@@ -97,24 +118,24 @@ def tokenize(
     *,
     vocab_size: int,
     param: str = "training_data",
-    render: Callable[[ChatPrompt], str] = render_none,
+    render: Render = render_none,
     tick: Callable[[], None] = lambda: None,
-) -> list[Array]:
-    """The tokens of every document that has any, within its limits; `tick` is called now and then.
+) -> list[Tokens]:
+    """The tokens of every document of which something is learned, within its limits; `tick` is called now and then.
 
     Of a conversation `render` makes a text in which all special tokens are spelled out, so it has no other limits: what
-    is learned then is exactly what a chat request continues.
-    Raises InvalidTrainingData: no document has any, or one has what the model does not know.
+    is learned then is exactly what a chat request is answered.
+    Raises InvalidTrainingData: of no document anything is learned, or one has what the model does not know.
     """
+    special = [*limits.end, *(id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special)]
     tokenized = []
     for first in range(0, len(documents), _TOKENIZED_AT_ONCE):
         tick()
-        some = documents[first : first + _TOKENIZED_AT_ONCE]
         texts = []
-        for number, document in enumerate(some, first):
+        for number, document in enumerate(documents[first : first + _TOKENIZED_AT_ONCE], first):
             try:
-                text = document if isinstance(document, str) else render(to_chat_prompt(document))
-                text.encode()
+                text = learned_text(document, render)
+                text.text.encode()
             except UnicodeEncodeError as error:
                 raise InvalidTrainingData(
                     f"document {number} contains a lone surrogate, which is no character", param
@@ -122,21 +143,49 @@ def tokenize(
             except InvalidParameter as error:
                 raise InvalidTrainingData(f"document {number}: {error.message}", param) from error
             texts.append(text)
-        for number, encoding in enumerate(tokenizer.encode_batch_fast(texts, add_special_tokens=False), first):
-            ids = encoding.ids
-            if not ids:
+        encodings = tokenizer.encode_batch([text.text for text in texts], add_special_tokens=False)
+        for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True), first):
+            ids = np.array(encoding.ids, np.int32)
+            if not len(ids):
                 continue
-            if max(ids) >= vocab_size:
+            if ids.max() >= vocab_size:
                 raise InvalidTrainingData(f"document {number} contains a token that the model does not know", param)
-            if isinstance(documents[number], str):
-                ids = [*limits.start, *ids, *limits.end]
-            tokenized.append(np.array(ids, np.int32))
-    if not any(len(tokens) > 1 for tokens in tokenized):
+            is_learned = np.ones(len(ids), bool)
+            if text.learned is not None:
+                is_learned = _learned(text.text, text.learned, encoding, np.isin(ids, special))
+            tokens = _labelled(ids, is_learned, Limits((), ()) if text.is_whole else limits)
+            if tokens.num_learned:
+                tokenized.append(tokens)
+    if not tokenized:
         raise InvalidTrainingData("the documents leave nothing to train on: they have no tokens", param)
     return tokenized
 
 
-def split_off(documents: Sequence[Array], share: float, seed: int) -> tuple[list[Array], list[Array]]:
+def _learned(text: str, spans: Sequence[Span], encoding: Encoding, is_special: Mask) -> Mask:
+    """The tokens that have a character in one of the spans, the blanks after it, and the special token after those: by
+    them the turn ends."""
+    starts, stops = np.array(encoding.offsets, np.int64).T
+    span_starts, span_stops = np.array(spans, np.int64).reshape(-1, 2).T
+    # Of the spans, which are in order, the last one that begins before the token ends.
+    last = np.searchsorted(span_starts, stops, "left") - 1
+    learned: Mask = (last >= 0) & (np.append(span_stops, 0)[last] > starts)
+    for after in np.searchsorted(starts, span_stops, "left"):
+        end = after
+        while end < len(starts) and not is_special[end] and not text[starts[end] : stops[end]].strip():
+            end += 1
+        if end < len(starts) and is_special[end]:
+            end += 1
+        learned[after:end] = True
+    return learned
+
+
+def _labelled(ids: Array, is_learned: Mask, limits: Limits) -> Tokens:
+    start, end = np.array(limits.start, np.int32), np.array(limits.end, np.int32)
+    labels = np.where(is_learned, ids, np.int32(IGNORED))
+    return Tokens(np.concatenate([start, ids, end]), np.concatenate([start, labels, end]))
+
+
+def split_off(documents: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
     """Documents to train on, and to validate with: `share` of them, at least one, but never all. Both in order."""
     num_kept_aside = min(max(round(share * len(documents)), 1), len(documents) - 1) if share > 0 else 0
     chosen = set(random.Random(f"validation {seed}").sample(range(len(documents)), num_kept_aside))  # noqa: S311
@@ -144,13 +193,18 @@ def split_off(documents: Sequence[Array], share: float, seed: int) -> tuple[list
     return train, [documents[index] for index in sorted(chosen)]
 
 
-def make_rows(documents: Sequence[Array], sequence_length: int, *, together: bool = True) -> Rows:
+def make_rows(documents: Sequence[Tokens], sequence_length: int, *, together: bool = True) -> Rows:
     """Packs the documents; without `together` each piece has a row of its own.
 
     A document of n tokens has n - 1 positions that are followed by one: these are split and packed, so that every
-    token but the first of a document is learned once in a pass, wherever the document is split.
+    token but the first of a document is met once in a pass, wherever the document is split. Pieces of which nothing is
+    learned are left out.
     """
-    pieces = split([len(tokens) - 1 for tokens in documents], sequence_length)
+    pieces = [
+        piece
+        for piece in split([len(tokens) - 1 for tokens in documents], sequence_length)
+        if (_labels(documents, piece) != IGNORED).any()
+    ]
     packed = pack(pieces, sequence_length) if together else [[piece] for piece in pieces]
     shape = (len(packed), sequence_length)
     token_ids, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -158,14 +212,20 @@ def make_rows(documents: Sequence[Array], sequence_length: int, *, together: boo
     for row, in_row in enumerate(packed):
         place = 0
         for piece in in_row:
-            tokens, end = documents[piece.document], place + len(piece)
-            token_ids[row, place:end] = tokens[piece.start : piece.end]
-            labels[row, place:end] = tokens[piece.start + 1 : piece.end + 1]
+            end = place + len(piece)
+            token_ids[row, place:end] = documents[piece.document].ids[piece.start : piece.end]
+            labels[row, place:end] = _labels(documents, piece)
             positions[row, place:end] = np.arange(len(piece))
             place = end
         # The padding goes on like one more document: attention in it costs nothing special and reaches nobody.
         positions[row, place:] = np.arange(sequence_length - place)
     return Rows(token_ids, positions, labels, len(documents))
+
+
+def _labels(documents: Sequence[Tokens], piece: Piece) -> Array:
+    """Of each position of the piece, that of the token which follows."""
+    labels: Array = documents[piece.document].labels[piece.start + 1 : piece.end + 1]
+    return labels
 
 
 def order(num_rows: int, seed: int, epoch: int) -> list[int]:

@@ -20,15 +20,16 @@ from deployments.config import TrainerConfig
 from deployments.errors import CorruptObject, ObjectNotFound, TrainingFailed
 from deployments.fine_tune.checkpoint import read_state
 from deployments.fine_tune.dataset import (
-    Array,
     Limits,
     Rows,
+    Tokens,
     make_rows,
     read_documents,
     render_none,
     split_off,
     tokenize,
 )
+from deployments.fine_tune.learned_text import Render
 from deployments.fine_tune.lora import attach_adapter, load_base, write_adapter
 from deployments.fine_tune.packed_model import PackedModel
 from deployments.fine_tune.shape import Shape, choose_batch_size, choose_sequence_length, round_up
@@ -37,7 +38,6 @@ from deployments.fine_tune.watch import Watch
 from deployments.model_files import ModelFiles, read_model_files
 from deployments.model_tokenizer import load_tokenizer
 from deployments.training import Finished, Started, TrainingEvent, TrainingParams, TrainingRequest
-from deployments.types import ChatPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -145,14 +145,14 @@ def choose_device(config: TrainerConfig) -> torch.device:
 
 def _read_documents(
     request: TrainingRequest, work: Workplace, files: ModelFiles
-) -> tuple[Sequence[Array], Sequence[Array]]:
+) -> tuple[Sequence[Tokens], Sequence[Tokens]]:
     """Tokens of the documents to train on, and of those to validate with, if any."""
     tokenizer = load_tokenizer(work.directory)
-    render: Callable[[ChatPrompt], str] = render_none
+    render: Render = render_none
     if files.chat_template is not None:
         render = ChatTemplate(files.chat_template, files.special_tokens).render
 
-    def tokens(digest: str, param: str) -> list[Array]:
+    def tokens(digest: str, param: str) -> list[Tokens]:
         try:
             data = work.artifacts.read_blob(digest, max_bytes=MAX_DATA_BYTES)
         except (ObjectNotFound, CorruptObject) as error:
@@ -175,13 +175,13 @@ def _read_documents(
     return split_off(documents, request.params.validation_split, request.params.seed)
 
 
-def _sequence_length(documents: Sequence[Array], params: TrainingParams, context_length: int) -> int:
+def _sequence_length(documents: Sequence[Tokens], params: TrainingParams, context_length: int) -> int:
     longest = max(len(tokens) for tokens in documents) - 1
     return min(params.sequence_length or choose_sequence_length(longest, context_length), context_length)
 
 
 def _arrange(
-    documents: Sequence[Array], held_out: Sequence[Array], params: TrainingParams, length: int, *, together: bool
+    documents: Sequence[Tokens], held_out: Sequence[Tokens], params: TrainingParams, length: int, *, together: bool
 ) -> tuple[Rows, Rows | None, Shape]:
     rows = make_rows(documents, length, together=together)
     batch_size = params.batch_size or choose_batch_size(len(rows), length)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from deployments.errors import InvalidParameter, InvalidTrainingData
 from deployments.graph import Tokenizer
 from deployments.training_documents import Document, num_bytes, to_prompt
-from deployments.types import EncodeRequest
+from deployments.types import EncodeRequest, TextPrompt
 
 _BATCH_BYTES = 1_000_000
 """How much text is counted by one call of the tokenizer."""
@@ -30,7 +30,8 @@ async def count_tokens(tokenizer: Tokenizer, model: str, documents: Sequence[Doc
 async def _counts(
     tokenizer: Tokenizer, model: str, batch: Sequence[Document], param: str, first: int
 ) -> tuple[int, ...]:
-    texts = tuple(document for document in batch if isinstance(document, str))
+    prompts = tuple(map(to_prompt, batch))
+    texts = tuple(prompt.text for prompt in prompts if isinstance(prompt, TextPrompt))
     if len(texts) == len(batch):
         return await tokenizer.count(model, texts)
     if texts:  # one by one, so that each count is of what stands at its place
@@ -41,7 +42,7 @@ async def _counts(
             ]
         )
     try:
-        encoded = await tokenizer.encode(EncodeRequest(model, tuple(map(to_prompt, batch))))
+        encoded = await tokenizer.encode(EncodeRequest(model, prompts))
     except InvalidParameter as error:
         if len(batch) == 1:
             raise InvalidTrainingData(f"document {first}: {error.message}", f"{param}[{first}]") from None

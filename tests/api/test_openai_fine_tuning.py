@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from deployments.errors import InvalidTrainingData
+from deployments.training_documents import Conversation
 from deployments.types import ChatMessage
 from serve_app.api import create_api
 from serve_app.config import FineTuningConfig
@@ -72,7 +73,7 @@ async def test_conversations_are_kept_as_messages_and_counted_by_the_template(sq
         file_id = await upload(client, content)
         stored = await service.services.files.get("acme", file_id)
         assert await service.services.files.documents(stored) == [
-            (ChatMessage("user", "Who?"), ChatMessage("assistant", "A fox."))
+            Conversation((ChatMessage("user", "Who?"), ChatMessage("assistant", "A fox.")))
         ]
         with pytest.raises(openai.BadRequestError) as raised:
             await client.fine_tuning.jobs.create(model=MODEL, training_file=file_id)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from deployments.errors import InvalidTrainingData
-from deployments.training_documents import Document
+from deployments.training_documents import Completion, Document
 from serve_app.dialects.fine_tuning.json_lines import parse_json_lines
 
 PARAM = "file"
@@ -50,7 +50,7 @@ def parse_text(text: str) -> Iterator[str]:
             yield document
 
 
-def parse_csv(text: str) -> Iterator[str]:
+def parse_csv(text: str) -> Iterator[Document]:
     """A document for each row. A first row that names the columns says which of them count: `text`, or `prompt` and
     `completion`, which belong together; without such a row there must be one column only."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -88,13 +88,13 @@ def _named_columns(row: list[str]) -> tuple[int, ...] | None:
     return None
 
 
-def _row_document(row: list[str], columns: tuple[int, ...], line: int) -> str:
+def _row_document(row: list[str], columns: tuple[int, ...], line: int) -> Document:
     if max(columns) >= len(row):
         raise InvalidTrainingData(f"line {line}: the row has only {len(row)} column(s)", PARAM)
-    document = "".join(row[column] for column in columns)
-    if not document:
-        raise InvalidTrainingData(f"line {line}: the document is empty", PARAM)
-    return document
+    *prompt, text = [row[column] for column in columns]
+    if not text:
+        raise InvalidTrainingData(f"line {line}: the {'completion' if prompt else 'document'} is empty", PARAM)
+    return Completion(prompt[0], text) if prompt else text
 
 
 def _decoded(data: bytes) -> str:

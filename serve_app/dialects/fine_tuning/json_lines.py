@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from deployments.errors import InvalidTrainingData
-from deployments.training_documents import Document
+from deployments.training_documents import Completion, Conversation, Document
 from deployments.types import ChatMessage
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -47,7 +47,7 @@ def _document(value: Any) -> Document:
         raise _Misfit("must be a string or an object")
     forms: Mapping[str, Callable[[], Document]] = {
         "messages": lambda: _conversation(value),
-        "completion": lambda: _text(_string(value, "prompt") + _text(value["completion"], "completion"), "completion"),
+        "completion": lambda: Completion(_string(value, "prompt"), _text(value["completion"], "completion")),
         "text": lambda: _text(value["text"], "text"),
     }
     found = [name for name in forms if name in value]
@@ -56,16 +56,19 @@ def _document(value: Any) -> Document:
     return forms[found[0]]()
 
 
-def _conversation(value: Mapping[str, Any]) -> tuple[ChatMessage, ...]:
+def _conversation(value: Mapping[str, Any]) -> Conversation:
     for name in _REFUSED:
         if value.get(name):
             raise _Misfit(f"{name} is not supported")
     messages = value["messages"]
     if not isinstance(messages, list) or not messages:
         raise _Misfit("messages must be an array that is not empty")
-    conversation = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
-    if not any(message.role == "assistant" for message in conversation):
-        raise _Misfit("messages must have at least one of the assistant")
+    conversation = Conversation(
+        tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages)),
+        frozenset(index for index, message in enumerate(messages) if message.get("weight") == 0),
+    )
+    if not any(conversation.is_learned(index) for index in range(len(messages))):
+        raise _Misfit("messages must have at least one of the assistant, with a weight other than 0")
     return conversation
 
 
@@ -75,9 +78,9 @@ def _message(value: Any, place: str) -> ChatMessage:
     for refused in _REFUSED_OF_MESSAGES:
         if value.get(refused):
             raise _Misfit(f"{place}.{refused} is not supported")
-    weight = value.get("weight", 1)
-    if weight is not None and weight != 1:
-        raise _Misfit(f"{place}.weight must be 1: every message is trained on")
+    weight = value.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise _Misfit(f"{place}.weight must be 0 or 1")
     role = value.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise _Misfit(f"{place}.role must be system, developer, user or assistant")

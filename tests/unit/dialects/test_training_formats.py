@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.errors import InvalidTrainingData
+from deployments.training_documents import Completion, Conversation
 from deployments.types import ChatMessage
 from serve_app.dialects.fine_tuning.formats import parse_documents
 
@@ -79,19 +80,32 @@ def test_conversation_keeps_its_messages() -> None:
         ],
         "source": "not read",
     }
-    assert read("chat.jsonl", json.dumps(value)) == [
-        (
-            ChatMessage("system", "Be brief."),
-            ChatMessage("user", "Who are you?"),
-            ChatMessage("assistant", "A fox."),
-            ChatMessage("user", "", "Ann"),
-        )
+    messages = (
+        ChatMessage("system", "Be brief."),
+        ChatMessage("user", "Who are you?"),
+        ChatMessage("assistant", "A fox."),
+        ChatMessage("user", "", "Ann"),
+    )
+    assert read("chat.jsonl", json.dumps(value)) == [Conversation(messages)]
+
+
+def test_answers_of_no_weight_are_told_apart() -> None:
+    messages = [
+        {"role": role, "content": "x"} | ({} if weight is None else {"weight": weight})
+        for role, weight in [("user", 1), ("assistant", 0), ("user", 0), ("assistant", None), ("assistant", 1.0)]
     ]
+    [conversation] = read("a.jsonl", lines({"messages": messages}))
+    assert isinstance(conversation, Conversation)
+    assert [conversation.is_learned(index) for index in range(5)] == [False, False, False, True, True]
 
 
 def test_prompt_and_completion_are_one_document() -> None:
-    assert read("a.jsonl", lines({"prompt": "a", "completion": "b"}, {"prompt": "", "completion": "c"})) == ["ab", "c"]
-    assert read("a.csv", "prompt,completion,id\nq1,a1,7\n\nq2,a2,8\n") == ["q1a1", "q2a2"]
+    both = [{"prompt": "a", "completion": "b"}, {"prompt": "", "completion": "c"}]
+    assert read("a.jsonl", lines(*both)) == [Completion("a", "b"), Completion("", "c")]
+    assert read("a.csv", "prompt,completion,id\nq1,a1,7\n\nq2,a2,8\n") == [
+        Completion("q1", "a1"),
+        Completion("q2", "a2"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +127,9 @@ def test_prompt_and_completion_are_one_document() -> None:
         ({"messages": [{"role": "tool", "content": "x"}]}, "line 2: messages[0].role must be"),
         ({"messages": [{"role": "assistant"}]}, "line 2: messages[0].content must be a string"),
         ({"messages": [{"role": "assistant", "content": [{"type": "image_url"}]}]}, "line 2: messages[0].content[0]"),
-        ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, "line 2: messages[0].weight must be 1"),
+        ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, "line 2: messages must have at least one"),
+        ({"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}, "line 2: messages[0].weight must be 0"),
+        ({"messages": [{"role": "assistant", "content": "x", "weight": True}]}, "line 2: messages[0].weight must be 0"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "line 2: messages[0].tool_calls is not supported"),
         ({"messages": [{"role": "assistant", "content": "x", "name": 5}]}, "line 2: messages[0].name must be a string"),
         ({"messages": [{"role": "assistant", "content": "x"}], "tools": [{}]}, "line 2: tools is not supported"),

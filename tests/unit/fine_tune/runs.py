@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load_file
 
 from deployments.checkpoints.artifacts import ArtifactStore
 from deployments.checkpoints.local import LocalStore
 from deployments.config import TrainerConfig
+from deployments.fine_tune.dataset import Array, Tokens
 from deployments.fine_tune.run import Workplace, train_adapter
 from deployments.fine_tune.watch import Watch
 from deployments.training import (
@@ -27,6 +29,11 @@ from deployments.training import (
 DOCUMENTS = [f"The quick brown fox number {i} jumps over the lazy dog. " * (1 + i % 5) for i in range(30)]
 PARAMS = TrainingParams(epochs=2, learning_rate=0.01, rank=4, alpha=8.0, batch_size=2, sequence_length=128)
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def learned(ids: Array) -> Tokens:
+    """A document of which all is learned."""
+    return Tokens(ids.astype(np.int32), ids.astype(np.int32))
 
 
 @dataclass(frozen=True)

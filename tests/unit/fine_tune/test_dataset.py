@@ -14,6 +14,7 @@ from deployments.fine_tune.dataset import (
     IGNORED,
     Array,
     Limits,
+    Tokens,
     make_rows,
     order,
     orders,
@@ -23,11 +24,20 @@ from deployments.fine_tune.dataset import (
 )
 from deployments.model_files import ModelFiles
 from tests.factories import END_OF_TEXT_ID, IM_END_ID, make_tokenizer
+from tests.unit.fine_tune.runs import learned
 
 LIMITS = Limits((1,), (2,))
 DOCUMENTS = st.lists(st.integers(2, 50), min_size=1, max_size=20).map(
-    lambda lengths: [np.arange(length, dtype=np.int32) + 1000 * index for index, length in enumerate(lengths)]
+    lambda lengths: [learned(np.arange(length, dtype=np.int32) + 1000 * index) for index, length in enumerate(lengths)]
 )
+PARTS = st.lists(st.lists(st.booleans(), min_size=2, max_size=50), min_size=1, max_size=20).map(
+    lambda masks: [
+        Tokens(ids, np.where(mask, ids, IGNORED).astype(np.int32))
+        for index, mask in enumerate(masks)
+        for ids in [np.arange(len(mask), dtype=np.int32) + 1000 * index]
+    ]
+)
+"""Documents of which some tokens are learned, often none."""
 
 
 def model_files(start: int | None, ends: tuple[int, ...]) -> ModelFiles:
@@ -64,8 +74,8 @@ def test_tokens_are_the_models_own_within_the_limits() -> None:
 
     first, second = tokenize(texts, tokenizer, LIMITS, vocab_size=384)
 
-    assert first.tolist() == [1, *tokenizer.encode(texts[0]).ids, 2]
-    assert second.tolist() == [1, *tokenizer.encode(texts[2]).ids, 2]
+    assert first.ids.tolist() == first.labels.tolist() == [1, *tokenizer.encode(texts[0]).ids, 2]
+    assert second.ids.tolist() == second.labels.tolist() == [1, *tokenizer.encode(texts[2]).ids, 2]
 
 
 def test_progress_is_told_while_tokenizing() -> None:
@@ -100,21 +110,27 @@ def followers(row_ids: Array, row_labels: Array) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(row_ids, row_labels, strict=True) if b != IGNORED]
 
 
-@given(DOCUMENTS, st.integers(1, 30), st.booleans())
-def test_each_token_is_learned_after_the_one_before_it_once(
-    documents: list[Array], length: int, together: bool
+@given(DOCUMENTS | PARTS, st.integers(1, 30), st.booleans())
+def test_each_token_to_be_learned_is_learned_after_the_one_before_it_once(
+    documents: list[Tokens], length: int, together: bool
 ) -> None:
     rows = make_rows(documents, length, together=together)
 
-    learned = [pair for ids, labels in zip(rows.token_ids, rows.labels, strict=True) for pair in followers(ids, labels)]
-    expected = [(int(a), int(b)) for tokens in documents for a, b in pairwise(tokens)]
-    assert sorted(learned) == sorted(expected)
-    assert rows.num_tokens == len(expected)
+    found = [pair for ids, labels in zip(rows.token_ids, rows.labels, strict=True) for pair in followers(ids, labels)]
+    expected = [
+        (int(a), int(b))
+        for tokens in documents
+        for (a, b), label in zip(pairwise(tokens.ids), tokens.labels[1:], strict=True)
+        if label != IGNORED
+    ]
+    assert sorted(found) == sorted(expected)
+    assert rows.num_tokens == len(expected) == sum(tokens.num_learned for tokens in documents)
+    assert ((rows.labels != IGNORED).sum(1) > 0).all()
     assert rows.token_ids.shape == rows.positions.shape == rows.labels.shape == (len(rows), length)
 
 
 @given(DOCUMENTS, st.integers(1, 30), st.booleans())
-def test_positions_begin_again_with_each_piece(documents: list[Array], length: int, together: bool) -> None:
+def test_positions_begin_again_with_each_piece(documents: list[Tokens], length: int, together: bool) -> None:
     rows = make_rows(documents, length, together=together)
 
     for ids, positions, labels in zip(rows.token_ids, rows.positions, rows.labels, strict=True):
@@ -162,8 +178,11 @@ def test_validation_documents_depend_on_the_seed() -> None:
 
 
 def test_digest_tells_rows_apart() -> None:
-    documents = [np.arange(9, dtype=np.int32), np.arange(5, dtype=np.int32)]
+    documents = [learned(np.arange(9)), learned(np.arange(5))]
+    changed = [learned(np.arange(1, 10)), documents[1]]
+    learned_less = [documents[0], Tokens(documents[1].ids, np.where(np.arange(5) > 3, documents[1].ids, IGNORED))]
 
     assert make_rows(documents, 8).digest == make_rows(documents, 8).digest
     assert make_rows(documents, 8).digest != make_rows(documents, 16).digest
-    assert make_rows(documents, 8).digest != make_rows([documents[0] + 1, documents[1]], 8).digest
+    assert make_rows(documents, 8).digest != make_rows(changed, 8).digest
+    assert make_rows(documents, 8).digest != make_rows(learned_less, 8).digest

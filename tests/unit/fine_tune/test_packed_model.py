@@ -19,6 +19,7 @@ from deployments.fine_tune.packed_model import PackedModel
 from deployments.training import TrainingParams
 from tests.factories import Architecture
 from tests.unit.engine.adapters import PEFT_WARNING
+from tests.unit.fine_tune.runs import learned
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 
@@ -48,7 +49,7 @@ def test_packed_documents_have_the_logits_that_they_have_alone(
     packed = PackedModel(model, longest=longest)
     assert packed.together
     some = [tokens for tokens in documents() if len(tokens) <= longest + 1]
-    inputs = as_tensors(make_rows(some, longest))
+    inputs = as_tensors(make_rows([learned(tokens) for tokens in some], longest))
     assert (inputs["position_ids"] == 0).sum() > len(inputs["input_ids"])  # several documents in a row
     options = {"lengths": document_lengths(inputs["position_ids"])} if packed._has_packed_attention else {}
 
@@ -95,7 +96,7 @@ def test_loss_and_its_gradient_are_those_of_the_mean_over_all_tokens(
     params = TrainingParams(rank=4)
     plain = attach_adapter(load(tiny(architecture)), params).eval()
     packed = PackedModel(attach_adapter(load(tiny(architecture)), params), longest=128).eval()
-    inputs = as_tensors(make_rows(documents(), 128))
+    inputs = as_tensors(make_rows([learned(tokens) for tokens in documents()], 128))
     total = (inputs["labels"] != IGNORED).sum()
 
     expected = sum(
@@ -125,7 +126,7 @@ def test_models_that_see_their_neighbours_get_rows_of_their_own() -> None:
     packed = PackedModel(model, longest=16)
 
     assert not packed.together
-    rows = make_rows([np.arange(5, dtype=np.int32), np.arange(9, dtype=np.int32)], 16, together=False)
+    rows = make_rows([learned(np.arange(5)), learned(np.arange(9))], 16, together=False)
     ids = torch.arange(9)[None]
     with torch.no_grad():
         loss = packed(**{name: tensor[1:] for name, tensor in as_tensors(rows).items()})["loss"]

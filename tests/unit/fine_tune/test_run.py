@@ -28,7 +28,7 @@ from deployments.training import CheckpointSaved, Progress, TrainingEvent
 from deployments.types import AdapterRef, SamplingParams
 from tests.factories import Architecture
 from tests.unit.engine.adapters import PEFT_WARNING
-from tests.unit.fine_tune.runs import ADAPTER_FILES, DOCUMENTS, PARAMS, Trainings
+from tests.unit.fine_tune.runs import ADAPTER_FILES, DOCUMENTS, PARAMS, Trainings, learned
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 
@@ -89,7 +89,7 @@ def test_a_gpu_is_taken_where_one_is_reserved(
 
 
 def test_workers_share_whole_steps_and_learn_no_row_twice() -> None:
-    rows = make_rows([np.arange(3, 3 + length) for length in (9, 5, 7)], 8, together=False)
+    rows = make_rows([learned(np.arange(3, 3 + length)) for length in (9, 5, 7)], 8, together=False)
     items = _Items(rows, [1, 0, 2], whole_steps_of=4)
     labels = [(items[index]["labels"] != IGNORED).sum() for index in range(len(items))]
     assert len(items) == 4

@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 
 from deployments.errors import InvalidParameter, InvalidTrainingData
-from deployments.training_documents import Document
+from deployments.training_documents import Completion, Conversation, Document
 from deployments.types import ChatMessage, ChatPrompt, EncodeRequest, EncodeResult
 from serve_app.use_cases.token_counts import count_tokens
 from tests.fakes import FakeTokenizer
 
-CHAT = (ChatMessage("user", "hi"), ChatMessage("assistant", "hello"))
+CHAT = Conversation((ChatMessage("user", "hi"), ChatMessage("assistant", "hello")))
+REFUSED = Conversation((ChatMessage("system", "x"),))
 CHAT_TOKENS = len("user: hi\nassistant: hello")
 
 
@@ -26,7 +27,13 @@ class PickyTokenizer(FakeTokenizer):
 
 @pytest.mark.parametrize(
     ("documents", "num_tokens"),
-    [(["abc", "de"], 5), ([CHAT, CHAT], 2 * CHAT_TOKENS), (["abc", CHAT, "de"], 5 + CHAT_TOKENS), ([], 0)],
+    [
+        (["abc", "de"], 5),
+        ([CHAT, CHAT], 2 * CHAT_TOKENS),
+        (["abc", CHAT, "de"], 5 + CHAT_TOKENS),
+        ([Completion("abc", "de"), "f"], 6),
+        ([], 0),
+    ],
 )
 async def test_all_documents_are_counted(documents: list[Document], num_tokens: int) -> None:
     assert await count_tokens(FakeTokenizer(), "base", documents, "file") == num_tokens
@@ -50,8 +57,8 @@ async def test_much_text_is_counted_in_parts() -> None:
     ("documents", "place"),
     [
         (["a", "", "b", ""], "data[1]"),
-        ([CHAT, (ChatMessage("system", "x"),), CHAT], "data[1]"),
-        (["a", CHAT, (ChatMessage("system", "x"),)], "data[2]"),
+        ([CHAT, REFUSED, CHAT], "data[1]"),
+        (["a", CHAT, REFUSED], "data[2]"),
     ],
 )
 async def test_first_document_at_fault_is_named(documents: list[Any], place: str) -> None:
