@@ -24,6 +24,7 @@ class EngineConfig(Settings):
     string is noticed as much later.
     speculation: while few sequences are at work, guess their next tokens by looking up where their last ones were met
     before, and check several in one step; what is generated stays the same.
+    step_timeout_s: a step that takes longer never ends, and another replica takes the place of this one.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
@@ -37,6 +38,7 @@ class EngineConfig(Settings):
     enable_prefix_reuse: bool = True
     speculation: Literal["prompt_lookup"] | None = "prompt_lookup"
     stream_interval_s: NonNegativeFloat = 0.08
+    step_timeout_s: PositiveFloat = 300.0
 
 
 class ModelConfig(Settings):

@@ -31,7 +31,8 @@ ServiceError
     ├── TrainingFailed          this fine-tuning run, for good: to try again would fail again
     ├── WorkerLost              the worker of a fine-tuning run is gone; another goes on from the last checkpoint
     └── EngineDead              this replica; its health check fails and it is replaced. Its callers on Ray get
-                                ReplicaLost
+        │                       ReplicaLost
+        └── EngineStuck         its step never ends, nor would those who wait for it
 """
 
 
@@ -261,3 +262,7 @@ class WorkerLost(EngineError):
 
 class EngineDead(EngineError):
     code = "engine_dead"
+
+
+class EngineStuck(EngineDead):
+    pass

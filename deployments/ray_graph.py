@@ -6,6 +6,8 @@ The one module of the model side that knows Ray. Knows no HTTP.
 import asyncio
 import contextlib
 import hashlib
+import logging
+import os
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -23,7 +25,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from deployments.autoscaling import report
 from deployments.config import AdapterCacheConfig, CheckpointConfig, GraphConfig, ModelConfig
 from deployments.continuing import MAX_LOSSES, ContinuingGenerator
-from deployments.errors import EngineDead, EngineError, Overloaded, ReplicaLost
+from deployments.errors import EngineDead, EngineError, EngineStuck, Overloaded, ReplicaLost
 from deployments.graph import Graph
 from deployments.liveness import SILENCE_S, with_signs_of_life
 from deployments.meter import Meter
@@ -48,6 +50,8 @@ _REPORT_S = 1.0
 _ROUTER = RequestRouterConfig(request_router_class="deployments.ray_router.LoadRouter")
 
 Handle: TypeAlias = DeploymentHandle[Any]
+
+logger = logging.getLogger(__name__)
 
 
 def generator_name(model_id: str) -> str:
@@ -200,8 +204,13 @@ class GeneratorReplica:
         yield True
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces a replica that raises."""
-        await self._node.check_health()
+        """Called by Serve, which replaces a replica that raises, but lets it end its calls first."""
+        try:
+            await self._node.check_health()
+        except EngineStuck as error:
+            # Those calls never end, and nothing can end the step but the end of the process.
+            logger.critical("the replica ends itself: %s", error.message)
+            os._exit(1)
 
     async def __del__(self) -> None:  # Serve awaits it
         if self._reporting is not None:

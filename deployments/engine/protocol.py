@@ -156,7 +156,7 @@ class Engine(Protocol):
         """A snapshot."""
 
     async def check_health(self) -> None:
-        """Raises EngineDead when the engine cannot answer any more."""
+        """Raises EngineDead when the engine cannot answer any more, EngineStuck where it would not say so itself."""
 
     async def stop(self) -> None:
         """Ends all requests with EngineDead and frees the model."""

@@ -23,7 +23,7 @@ from deployments.engine.protocol import EngineStats, Generation, LoadedAdapter
 from deployments.engine.sampler import Sampler
 from deployments.engine.sequence import PreparedAdapter
 from deployments.engine.sequence import Sequence as TokenSequence
-from deployments.errors import ContextLengthExceeded, EngineDead, InvalidParameter, Overloaded
+from deployments.errors import ContextLengthExceeded, EngineDead, EngineStuck, InvalidParameter, Overloaded
 from deployments.types import AdapterRef, GenerateRequest, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class TorchEngine:
         self._delivery = Delivery(config.stream_interval_s, clock)
         self._clock = clock
         self._step_s = 0.0
+        self._step_began_at: float | None = None  # None: none is computed
         self._adapter_loads = 0
         self._adapter_load_s = 0.0
         self._stats = EngineStats(0, 0, 0, 0)
@@ -160,6 +161,9 @@ class TorchEngine:
     async def check_health(self) -> None:
         if self._dead is not None:
             raise EngineDead(self._dead)
+        began_at = self._step_began_at
+        if began_at is not None and self._clock() - began_at > self._config.step_timeout_s:
+            raise EngineStuck(f"a step has not ended for more than {self._config.step_timeout_s:g} s")
 
     async def stop(self) -> None:
         with self._changed:
@@ -228,7 +232,7 @@ class TorchEngine:
         reason = "the engine was stopped"
         try:
             while self._obey(core):
-                began_at = self._clock()
+                self._step_began_at = began_at = self._clock()
                 result = core.step()
                 ended_at = self._clock()
                 self._step_s += ended_at - began_at
@@ -237,6 +241,7 @@ class TorchEngine:
                 self._deliver(result)
                 if result.has_raised:
                     core.check()
+                self._step_began_at = None
         except BaseException as error:
             logger.exception("the step thread died")
             reason = f"the step thread died of {type(error).__name__}"

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from itertools import count
@@ -32,14 +33,16 @@ from tests.unit.engine.adapters import adapter_tensors, config_of, make_adapter,
 
 NUM_REPLICAS = 3
 NUM_TOKENS_BEFORE_FAULT = 20
+STEP_TIMEOUT_S = 10.0
 LINEARS = {f"model.layers.{layer}.self_attn.{name}_proj": (64, 64) for layer in range(2) for name in ("q", "o")}
 
 _numbers = count()
 
 
 class BreakableReplica(MeasuredReplica):
-    async def break_at_a_token(self, pid: int, fault: type[BaseException]) -> None:
-        """In this process: from when a sequence has so many tokens, each step of its model raises the fault."""
+    async def break_at_a_token(self, pid: int, fault: type[BaseException] | None) -> None:
+        """In this process: from when a sequence has so many tokens, each step of its model raises the fault, or never
+        ends."""
         if os.getpid() != pid:
             return
         engine = self._node._engine
@@ -50,7 +53,9 @@ class BreakableReplica(MeasuredReplica):
         def run_or_raise(batch: Batch) -> Any:
             nonlocal is_broken
             is_broken |= any(len(item.sequence.output_token_ids) > NUM_TOKENS_BEFORE_FAULT for item in batch.scheduled)
-            if is_broken:
+            if is_broken and fault is None:
+                threading.Event().wait()
+            elif is_broken:
                 raise fault("broken by the test")
             return run(batch)
 
@@ -125,7 +130,7 @@ async def killed(generators: Generators, _home: Path) -> dict[str, bool]:
     }
 
 
-async def with_fault(generators: Generators, fault: type[BaseException]) -> dict[str, bool]:
+async def with_fault(generators: Generators, fault: type[BaseException] | None) -> dict[str, bool]:
     """The model of the replica that has a beginning breaks in the middle of an answer; others ask for the same then."""
     request = make_request(new_tokens(150), max_tokens=300)
     before = await all_replicas(generators)
@@ -157,6 +162,11 @@ async def with_fault(generators: Generators, fault: type[BaseException]) -> dict
 async def dead_engine(generators: Generators, _home: Path) -> dict[str, bool]:
     """The step thread ends."""
     return await with_fault(generators, SystemExit)
+
+
+async def stuck_engine(generators: Generators, _home: Path) -> dict[str, bool]:
+    """A step never ends."""
+    return await with_fault(generators, None)
 
 
 async def broken_device(generators: Generators, _home: Path) -> dict[str, bool]:
@@ -196,7 +206,7 @@ def published(home: Path, number: int) -> Iterator[AdapterRef]:
 
 
 def make_config(home: Path) -> GraphConfig:
-    engine = EngineConfig(dtype="float32", num_threads=1, kv_cache_bytes=4_000_000)
+    engine = EngineConfig(dtype="float32", num_threads=1, kv_cache_bytes=4_000_000, step_timeout_s=STEP_TIMEOUT_S)
     model = ModelConfig(id="tiny", source=str(home / "tiny"), engine=engine)
     return GraphConfig(models=(model,), adapters=AdapterCacheConfig(device_bytes=4_000_000))
 
@@ -207,6 +217,7 @@ SCENARIOS = {
     "crowd": crowd,
     "killed": killed,
     "dead engine": dead_engine,
+    "stuck engine": stuck_engine,
     "broken device": broken_device,
 }
 

@@ -47,5 +47,9 @@ def test_stream_of_an_engine_that_dies_goes_on_elsewhere_and_its_replica_is_repl
     assert came_to["dead engine"] == {"stream": True, "failed": False, "others": True}
 
 
+def test_stream_of_an_engine_that_is_stuck_goes_on_elsewhere(came_to: dict[str, Any]) -> None:
+    assert came_to["stuck engine"] == {"stream": True, "failed": False, "others": True}
+
+
 def test_broken_device_fails_what_it_computes_and_nothing_after_that(came_to: dict[str, Any]) -> None:
     assert came_to["broken device"] == {"stream": False, "failed": True, "others": True}

@@ -16,8 +16,10 @@ class GatedRunner(PagedFakeRunner):
         super().__init__(num_blocks, block_size)
         self._gate = threading.Condition()
         self._num_allowed = 0.0
+        self.is_asked = threading.Event()  # for the first step
 
     def run(self, batch: Batch) -> Tensor:
+        self.is_asked.set()
         with self._gate:
             self._gate.wait_for(lambda: self._num_allowed >= 1)
             self._num_allowed -= 1

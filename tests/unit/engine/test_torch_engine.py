@@ -1,6 +1,8 @@
 """The engine's thread and queues, with a fake model: cancellation, overload, failures, resuming."""
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -9,7 +11,14 @@ import pytest
 from deployments.config import EngineConfig
 from deployments.engine.protocol import Generation
 from deployments.engine.torch_engine import TorchEngine
-from deployments.errors import ContextLengthExceeded, EngineDead, GenerationFailed, InvalidParameter, Overloaded
+from deployments.errors import (
+    ContextLengthExceeded,
+    EngineDead,
+    EngineStuck,
+    GenerationFailed,
+    InvalidParameter,
+    Overloaded,
+)
 from deployments.types import FinishReason, GenerateRequest, SamplingParams
 from tests.unit.engine.gated_runner import GatedRunner
 from tests.unit.engine.paged_fake import VOCAB_SIZE, next_token
@@ -19,7 +28,9 @@ from tests.unit.engine.paged_fake import VOCAB_SIZE, next_token
 async def make_engine() -> AsyncIterator[Callable[..., object]]:
     started: list[tuple[TorchEngine, GatedRunner]] = []
 
-    async def make(*, context_length: int = 64, **settings: int) -> tuple[TorchEngine, GatedRunner]:
+    async def make(
+        *, context_length: int = 64, clock: Callable[[], float] = time.monotonic, **settings: float
+    ) -> tuple[TorchEngine, GatedRunner]:
         config = EngineConfig(block_size=4, **settings)
         runner = GatedRunner(64, 4)
         engine = TorchEngine(
@@ -28,6 +39,7 @@ async def make_engine() -> AsyncIterator[Callable[..., object]]:
             context_length=context_length,
             eos_token_ids=frozenset(),
             load=lambda _path, _config: runner,
+            clock=clock,
         )
         await engine.start()
         started.append((engine, runner))
@@ -184,6 +196,30 @@ async def test_dead_step_thread_is_told_to_everybody(make_engine) -> None:
         await engine.check_health()
     with pytest.raises(EngineDead):
         engine.submit(make_request([1]))
+
+
+async def test_step_that_does_not_end_is_told_to_who_asks_after_the_engine_s_health(make_engine) -> None:
+    now = 1000.0
+    engine, runner = await make_engine(clock=lambda: now, step_timeout_s=60)
+    generation = engine.submit(make_request([1], max_tokens=2))
+    assert await asyncio.to_thread(runner.is_asked.wait, 30)
+    now += 60
+    await engine.check_health()
+    now += 1
+    with pytest.raises(EngineStuck, match="more than 60 s"):
+        await engine.check_health()
+    runner.let()
+    assert await collect(generation) == {0: expected_tokens([1], 2)}
+    now += 1000
+    await healthy(engine)
+
+
+async def healthy(engine: TorchEngine) -> None:
+    """The step thread may not yet have noted that it has done all."""
+    while True:
+        with contextlib.suppress(EngineStuck):
+            return await engine.check_health()
+        await asyncio.sleep(0.01)
 
 
 async def test_stop_ends_what_runs(make_engine) -> None:
