@@ -94,6 +94,7 @@ class TrainerConfig(Settings):
 
     num_cpus, num_gpus: what it reserves of the cluster. start_wait_s: how long that is waited for, since machines may
     have to be started. niceness: of the worker as a process, so that on one machine it gives way to generation.
+    scheduling `idle`: on Linux, it has only the processor time that nobody else wants, however little that is.
     num_threads 0 leaves the choice to torch. device `auto`: a GPU where num_gpus reserves one; of a part of one, that
     part of its memory. checkpoint_every_steps: optimiser steps between two checkpoints; more of them where
     it would save more than a hundred. stall_s: how long one piece of its work (loading the model, part of a step,
@@ -103,6 +104,7 @@ class TrainerConfig(Settings):
     num_cpus: NonNegativeFloat = 1.0
     num_gpus: NonNegativeFloat = 0.0
     niceness: Annotated[int, Field(ge=0, le=19)] = 10
+    scheduling: Literal["normal", "idle"] = "normal"
     num_threads: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every_steps: PositiveInt = 50

@@ -34,29 +34,15 @@ def start(new_home: NewHome) -> Iterator[Callable[..., Service]]:
         service.discard()
 
 
-@pytest.mark.parametrize(("profile", "number"), [("plain", signal.SIGTERM), ("throughput", signal.SIGINT)])
-def test_a_stop_ends_every_process_and_the_next_start_prints_the_same_key(
-    new_home: NewHome, profile: str, number: signal.Signals
-) -> None:
-    home = new_home()
-    with running(home, profile) as service:
-        first_key = service.key
+def test_a_stop_ends_every_process(new_home: NewHome) -> None:
+    with running(new_home(), "plain") as service:
         names = service.names()
         assert {"raylet", "gcs_server"} <= names
-        assert ("haproxy" in names) is (profile == "throughput")
-        if profile == "throughput":
-            [told] = make_runtime_dir(home).glob("*/haproxy.cfg")
-            [hard_stop_s] = re.findall(r"hard-stop-after (\d+)s", told.read_text())
-            config = read_serve_file(LOCAL_CONFIG, http_port=service.port).config
-            assert int(hard_stop_s) > config.longest_answer_s
-        assert service.stop(number) == 0
+        assert "haproxy" not in names
+        assert service.complete().status_code == 200
+        assert service.stop(signal.SIGTERM) == 0
         assert service.processes() == []
         assert service.output.endswith("Stopped.\n")
-    with running(home, profile) as again:
-        assert again.key == first_key
-        assert f"API key: {first_key}" in again.output
-        assert "preparing" not in again.output
-        assert again.complete().status_code == 200
 
 
 def test_a_stop_during_the_start_leaves_nothing(start: Callable[..., Service]) -> None:
@@ -66,21 +52,29 @@ def test_a_stop_during_the_start_leaves_nothing(start: Callable[..., Service]) -
     assert service.processes() == []
 
 
-def test_what_a_killed_launcher_leaves_is_ended_by_the_next_start(
+def test_what_a_killed_launcher_leaves_is_ended_by_the_next_start_which_has_the_same_key(
     start: Callable[..., Service], new_home: NewHome
 ) -> None:
     home = new_home()
     first = start("throughput", home)
     first.wait_ready()
     of_first, before = first.names(), first.processes()
+    [told] = make_runtime_dir(home).glob("*/haproxy.cfg")
+    [hard_stop_s] = re.findall(r"hard-stop-after (\d+)s", told.read_text())
+    assert int(hard_stop_s) > read_serve_file(LOCAL_CONFIG, http_port=first.port).config.longest_answer_s
     first.process.kill()
     first.process.wait()
     second = start("throughput", home, port=first.port)
     second.wait_ready()
+    assert second.key == first.key
+    assert f"API key: {first.key}" in second.output
+    assert "preparing" not in second.output
     assert second.complete().status_code == 200
     for names in (of_first, second.names()):
         assert {"raylet", "haproxy", "ray::DashboardAgent"} <= names
     assert set(before).isdisjoint(second.processes())
+    assert second.stop(signal.SIGINT) == 0
+    assert second.processes() == []
 
 
 def test_services_of_one_machine_run_side_by_side(start: Callable[..., Service]) -> None:

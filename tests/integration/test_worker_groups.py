@@ -26,9 +26,8 @@ def test_resumed_they_end_with_the_same_adapter(found: Any) -> None:
     assert found["two and resumed"] == 0
 
 
-def test_their_errors_are_those_of_one(found: Any) -> None:
-    assert found["errors"]["no data"].startswith("InvalidTrainingData: the documents leave nothing")
-    assert found["errors"]["no number"].startswith("TrainingFailed: the loss of step")
+def test_their_error_is_that_of_one(found: Any) -> None:
+    assert found["error of no data"].startswith("InvalidTrainingData: the documents leave nothing")
 
 
 def test_closing_ends_them_all(found: Any) -> None:

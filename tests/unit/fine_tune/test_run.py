@@ -1,6 +1,9 @@
 """A training from documents to the published adapter: it learns, reports, saves, and goes on as if nothing had been."""
 
 import json
+import os
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +24,7 @@ from deployments.engine.sequence import Sequence
 from deployments.engine.transformers_runner import PagedRunner, load_transformers_runner
 from deployments.errors import InvalidTrainingData, ObjectStoreError, TrainingFailed
 from deployments.fine_tune.dataset import IGNORED, make_rows
-from deployments.fine_tune.run import choose_device
+from deployments.fine_tune.run import choose_device, give_way
 from deployments.fine_tune.trainer import _Items
 from deployments.fine_tune.watch import Stopped, Watch
 from deployments.training import CheckpointSaved, Progress, TrainingEvent
@@ -288,3 +291,25 @@ def test_told_to_stop_it_ends_within_the_step(trainings: Trainings) -> None:
     assert isinstance(events[-1], Progress)
     assert events[-1].step == 2
     assert trainings.train().finished  # the next one is not disturbed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads, and one below all")
+def test_the_training_s_thread_gives_way_and_no_other() -> None:
+    found: list[tuple[int, int]] = []
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def train(config: TrainerConfig) -> None:
+        give_way(config)
+        inherited = threading.Thread(
+            target=lambda: found.append((os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)))
+        )
+        inherited.start()
+        inherited.join()
+
+    for config in (TrainerConfig(niceness=7), TrainerConfig(niceness=8, scheduling="idle")):
+        thread = threading.Thread(target=train, args=(config,))
+        thread.start()
+        thread.join()
+
+    assert found == [(os.SCHED_OTHER, max(mine, 7)), (os.SCHED_IDLE, max(mine, 8))]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
