@@ -130,7 +130,7 @@ def give_way(config: TrainerConfig) -> None:
     lowered = max(config.niceness, os.getpriority(os.PRIO_PROCESS, 0))
     os.setpriority(os.PRIO_PROCESS, 0, lowered)
     if config.scheduling == "idle" and hasattr(os, "SCHED_IDLE"):
-        # One that is only nicer ends its turn before a thread of an engine that wakes has its own, and others wait then.
+        # One that is only nicer ends its turn before an engine's thread that wakes has its own, for which others wait.
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
