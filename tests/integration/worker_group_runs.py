@@ -75,16 +75,16 @@ async def main(home: Path) -> dict[str, Any]:
     two = await trainings.train(trainings.request(2))
     saved = next(event for event in two if isinstance(event, CheckpointSaved))
     resumed = await trainings.train(replace(trainings.request(2), checkpoint=saved.manifest, fence=3))
-    error: ServiceError | None = None
+    error = "none"
     try:
         await trainings.train(trainings.request(2, documents=[""]))
     except ServiceError as raised:
-        error = raised
+        error = f"{type(raised).__name__}: {raised.message}"
     return {
         "events": [[type(event).__name__ for event in events] for events in (alone, two)],
         "alone and two": difference(trainings.adapter(alone), trainings.adapter(two)),
         "two and resumed": difference(trainings.adapter(two), trainings.adapter(resumed)),
-        "error of no data": f"{type(error).__name__}: {error}",
+        "error of no data": error,
         "threads after closing": await trainings.stop_after_a_step(trainings.request(2, epochs=500)),
     }
 
