@@ -14,7 +14,7 @@ from deployments.checkpoints.download import Download
 from deployments.checkpoints.garbage import Garbage, collect
 from deployments.checkpoints.layout import blob_key, manifest_key
 from deployments.checkpoints.manifest import Manifest, ManifestFile
-from deployments.checkpoints.store import ObjectStore
+from deployments.checkpoints.store import MAX_OBJECT_BYTES, ObjectStore
 from deployments.checkpoints.workspace import workspace
 from deployments.errors import CorruptObject, ObjectNotFound, ObjectStoreError
 
@@ -64,12 +64,12 @@ class ArtifactStore:
         """Raises ObjectNotFound; CorruptObject if it is not what its digest says, or has more than `max_bytes`."""
         return self._read(blob_key(digest), digest, max_bytes)
 
-    def fetch_blob(self, digest: str, path: Path) -> None:
+    def fetch_blob(self, digest: str, path: Path, *, max_bytes: int = MAX_OBJECT_BYTES) -> None:
         """Makes a file of it, replacing one that is there; not before its content is verified.
 
-        An interrupted call's parts beside the path are used by the next. Raises ObjectNotFound, CorruptObject.
+        An interrupted call's parts beside the path are used by the next. Raises what `read_blob` does.
         """
-        size = self.objects.head(blob_key(digest)).size
+        size = self._size(blob_key(digest), max_bytes)
         with workspace(path, digest[:16]) as work:
             self._fetch(digest, work / "data", size, work / "marks")
             os.replace(work / "data", path)
@@ -147,14 +147,18 @@ class ArtifactStore:
         raise ObjectStoreError(f"the object {key} comes and goes")
 
     def _read(self, key: str, digest: str, max_bytes: int) -> bytes:
-        size = self.objects.head(key).size
-        if size > max_bytes:
-            raise CorruptObject(f"the object {key} has {size} bytes, more than the {max_bytes} that it may have")
+        size = self._size(key, max_bytes)
         for _ in range(2):  # once more, in case it was the way here that changed it
             content = self._download.into_memory(key, size=size)
             if sha256(content) == digest:
                 return content
         raise _differs(digest)
+
+    def _size(self, key: str, max_bytes: int) -> int:
+        size = self.objects.head(key).size
+        if size > max_bytes:
+            raise CorruptObject(f"the object {key} has {size} bytes, more than the {max_bytes} that it may have")
+        return size
 
     def _fetch(self, digest: str, path: Path, size: int, marks: Path) -> None:
         for _ in range(2):  # as in _read

@@ -49,7 +49,7 @@ class Blobs(Protocol):
 
     def read_blob(self, digest: str, *, max_bytes: int) -> bytes: ...
 
-    def fetch_blob(self, digest: str, path: Path) -> None: ...
+    def fetch_blob(self, digest: str, path: Path, *, max_bytes: int) -> None: ...
 
 
 class TrainingFiles:
@@ -144,7 +144,7 @@ class TrainingFiles:
         Raises NotFound, ObjectStoreError, CorruptObject.
         """
         file = await self._files.get(account, file_id)
-        return await self._in_thread(self._open, file.original), file.bytes
+        return await self._in_thread(self._open, file.original, file.bytes), file.bytes
 
     async def documents(self, file: TrainingFile) -> Sequence[Document]:
         """What is trained on. Raises ObjectStoreError, CorruptObject."""
@@ -169,10 +169,10 @@ class TrainingFiles:
             file.flush()
             return self._blobs.put_blob(Path(file.name)), num_documents, file.tell()
 
-    def _open(self, digest: str) -> BinaryIO:
+    def _open(self, digest: str, max_bytes: int) -> BinaryIO:
         with tempfile.TemporaryDirectory(prefix="tritext-content-") as directory:
             path = Path(directory) / "content"
-            self._blobs.fetch_blob(digest, path)
+            self._blobs.fetch_blob(digest, path, max_bytes=max_bytes)
             return path.open("rb")  # what is open stays readable without its name
 
     def _read_documents(self, digest: str) -> Sequence[Document]:

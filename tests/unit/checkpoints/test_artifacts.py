@@ -165,10 +165,14 @@ def test_what_stays_wrong_is_corrupt(artifacts: ArtifactStore, store: CountingSt
     assert not (tmp_path / "file").exists()
 
 
-def test_a_blob_that_is_longer_than_allowed_is_not_read(artifacts: ArtifactStore, store: CountingStore) -> None:
+def test_a_blob_that_is_longer_than_allowed_is_not_read(
+    artifacts: ArtifactStore, store: CountingStore, tmp_path: Path
+) -> None:
     digest = artifacts.put_blob(CONTENT)
     with pytest.raises(CorruptObject, match="more than the 1023"):
         artifacts.read_blob(digest, max_bytes=1023)
+    with pytest.raises(CorruptObject, match="more than the 1023"):
+        artifacts.fetch_blob(digest, tmp_path / "file", max_bytes=1023)
     assert store.reads == []
 
 

@@ -119,7 +119,8 @@ async def test_object_store_that_does_not_answer_holds_up_nobody_else(
     file = await files.add("me", filename="f", purpose="fine-tune", original=None, documents=["a"])
     is_stalled, goes_on = threading.Event(), threading.Event()
 
-    def stalled(_digest: str, path: Path) -> None:
+    def stalled(_digest: str, path: Path, *, max_bytes: int) -> None:
+        assert max_bytes == file.bytes
         is_stalled.set()
         goes_on.wait(30)
         path.write_bytes(b'"a"\n')
