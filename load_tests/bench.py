@@ -110,7 +110,7 @@ def _repeats(contender: Contender, started: Started, round_number: int) -> Repea
     def first_token_s(text: str) -> float:
         # Several tokens: the first need not be whole characters, and would not be seen.
         _, [sample] = started.generate([text], concurrency=1, max_tokens=4)
-        return round(sample.first_s - sample.sent_s, 5)
+        return round(sample.first_token_s, 5)
 
     seconds = [
         tuple(first_token_s(long_prompt(number, REPEATED_CHARACTERS + added)) for added in (0, ADDED_CHARACTERS))

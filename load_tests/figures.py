@@ -123,7 +123,7 @@ def tokens_per_s(cell: CellRecord) -> float:
 
 
 def _first_token_ms(cell: CellRecord) -> list[float]:
-    return [(sample.first_s - sample.sent_s) * 1000 for sample in cell.samples]
+    return [sample.first_token_s * 1000 for sample in cell.samples]
 
 
 def _per_token_ms(cell: CellRecord) -> list[float]:

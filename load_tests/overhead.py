@@ -65,7 +65,7 @@ class Side:
     turns: dict[int, list[tuple[float, list[Sample]]]] = field(default_factory=lambda: {1: [], _MANY: []})
 
     def first_ms(self, concurrency: int) -> list[float]:
-        return [(one.first_s - one.sent_s) * 1000 for _, samples in self.turns[concurrency] for one in samples]
+        return [one.first_token_s * 1000 for _, samples in self.turns[concurrency] for one in samples]
 
     def tokens_per_s(self, concurrency: int) -> list[float]:
         """Of each turn."""

@@ -19,6 +19,11 @@ class Sample:
     last_s: float
     num_tokens: int
 
+    @property
+    def first_token_s(self) -> float:
+        """From the request on."""
+        return self.first_s - self.sent_s
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
