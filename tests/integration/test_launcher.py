@@ -34,15 +34,21 @@ def start(new_home: NewHome) -> Iterator[Callable[..., Service]]:
         service.discard()
 
 
-def test_a_stop_ends_every_process(new_home: NewHome) -> None:
-    with running(new_home(), "plain") as service:
+def test_a_stop_ends_every_process_and_the_next_start_prints_the_same_key(new_home: NewHome) -> None:
+    home = new_home()
+    with running(home, "plain") as service:
+        first_key = service.key
         names = service.names()
         assert {"raylet", "gcs_server"} <= names
         assert "haproxy" not in names
-        assert service.complete().status_code == 200
         assert service.stop(signal.SIGTERM) == 0
         assert service.processes() == []
         assert service.output.endswith("Stopped.\n")
+    with running(home, "plain") as again:
+        assert again.key == first_key
+        assert f"API key: {first_key}" in again.output
+        assert "preparing" not in again.output
+        assert again.complete().status_code == 200
 
 
 def test_a_stop_during_the_start_leaves_nothing(start: Callable[..., Service]) -> None:

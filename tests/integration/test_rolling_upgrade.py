@@ -182,7 +182,7 @@ def test_no_request_is_lost_and_every_text_is_the_undisturbed_one(service: Servi
     check_ledger(lines_of_ledger(service), load)
 
     # What cannot be built changes nothing.
-    service.deploy(write_config(tmp_path / "broken.yaml", max_body_bytes=0, max_num_seqs=24, num_generators=1))
+    service.deploy(write_config(tmp_path / "broken.yaml", **changed | {"max_body_bytes": 0}, num_generators=1))
     wait_until(lambda: service.status().get("status") == "DEPLOY_FAILED", timeout_s=120, what="the build has failed")
     assert service.complete().status_code == 200
     # A busy controller may take longer to answer than the probe waits for it.

@@ -45,7 +45,9 @@ class Trainings:
         )
         self.artifacts = open_artifacts(self._config.checkpoints, home)
 
-    def request(self, num_workers: int, *, documents: list[str] = DOCUMENTS, epochs: int = 2) -> TrainingRequest:
+    def request(
+        self, num_workers: int, *, documents: list[str] = DOCUMENTS, epochs: int = PARAMS.epochs
+    ) -> TrainingRequest:
         data = self.artifacts.put_blob("".join(f"{json.dumps(text)}\n" for text in documents).encode())
         params = replace(PARAMS, num_workers=num_workers, epochs=epochs)
         return TrainingRequest("ftjob-1", num_workers, "acct", "ft_model_1", "tiny", data, params)

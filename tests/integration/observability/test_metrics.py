@@ -69,6 +69,11 @@ def prometheus(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield prometheus
 
 
+def ask(service: Service, request_id: str, path: str, body: dict[str, Any]) -> httpx.Response:
+    headers = service.headers | {"X-Request-Id": request_id}
+    return httpx.post(f"{service.url}{path}", json=body, headers=headers, timeout=120)
+
+
 @pytest.fixture(scope="module")
 def traffic(service: Service, prometheus: Prometheus) -> Traffic:
     """Three streams and three whole answers, and one request that is refused; measured when this returns."""
@@ -77,8 +82,7 @@ def traffic(service: Service, prometheus: Prometheus) -> Traffic:
     def post(path: str, body: dict[str, Any]) -> httpx.Response:
         request_id = f"measured-{len(traffic.ids)}"
         traffic.ids.append(request_id)
-        headers = service.headers | {"X-Request-Id": request_id}
-        return httpx.post(f"{service.url}{path}", json=body, headers=headers, timeout=120)
+        return ask(service, request_id, path, body)
 
     for _ in range(3):
         body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 24, "ignore_eos": True}
@@ -223,11 +227,9 @@ def test_logs_are_json_with_the_request_s_id_and_hold_no_text_and_no_key(service
         if all(told):
             return True
         for stream in (False, True):
-            request_id = f"asked-again-{len(asked)}"
-            asked.add(request_id)
+            asked.add(request_id := f"asked-again-{len(asked)}")
             body = {"model": MODEL, "prompt": LONG_PROMPT, "max_tokens": 4, "stream": stream}
-            headers = service.headers | {"X-Request-Id": request_id}
-            assert httpx.post(f"{service.url}/v1/completions", json=body, headers=headers, timeout=120).is_success
+            assert ask(service, request_id, "/v1/completions", body).is_success
         return False
 
     wait_until(have_told, timeout_s=120, what="every kind of call is in the logs, under its request's id")
